@@ -1,4 +1,4 @@
-"""Upscale and generate video; see ``ultraflash_cli.api`` for the use from Python."""
+"""Upscale and generate video; see ``ultraflash_cli.api`` for use from Python."""
 
 from ultraflash_cli.api import FrameStream, generate, open_stream, upscale
 

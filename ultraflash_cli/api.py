@@ -10,8 +10,8 @@
             show(stream.step(frames))  # [T', 960, 1664, 3], uint8
         show(stream.flush())
 
-Options have the names, values and defaults of the command line's, with underscores. What
-can go wrong is raised as the errors of ``ultraflash_cli.errors``.
+Options have the same names, values and defaults as on the command line, with
+underscores. Errors are raised as those of ``ultraflash_cli.errors``.
 """
 
 import json
@@ -44,7 +44,8 @@ __all__ = ["FrameStream", "GenerateOptions", "UpscaleOptions", "generate", "open
 
 FilePath = str | PathLike[str]
 Progress = Callable[["Event"], None]
-"""Receives events, never from two threads at a time; see ``ultraflash_cli.jobs.events``."""
+"""A function that receives events, one at a time; see
+``ultraflash_cli.jobs.events``."""
 
 
 _AS_FIELDS = {
@@ -52,7 +53,8 @@ _AS_FIELDS = {
     "cuts": ("cuts", "auto", "off"),
     "subs": ("subs", "copy", "none"),
 }
-"""Flags of ``upscale`` whose fields in a job are words: the field, and its words for True and False."""
+"""Boolean options of ``upscale`` that are words in a job: the field, and the words for
+True and False."""
 
 
 class _SharedOptions(TypedDict, total=False):
@@ -78,7 +80,7 @@ class _SharedOptions(TypedDict, total=False):
 
 
 class UpscaleOptions(_SharedOptions, total=False):
-    """Options of ``upscale``; ``ultraflash upscale --help`` says what they do."""
+    """Options of ``upscale``, described by ``ultraflash upscale --help``."""
 
     res: str | None
     prompt: str | None
@@ -106,7 +108,7 @@ class UpscaleOptions(_SharedOptions, total=False):
 
 
 class GenerateOptions(_SharedOptions, total=False):
-    """Options of ``generate``; ``ultraflash generate --help`` says what they do."""
+    """Options of ``generate``, described by ``ultraflash generate --help``."""
 
     res: Literal["480p", "1k", "2k"]
     seconds: float | None
@@ -123,12 +125,11 @@ def upscale(
     on_event: Progress | None = None,
     **options: Unpack[UpscaleOptions],
 ) -> "UpscaleReport":
-    """Upscale one clip, as ``ultraflash upscale`` does, and return its report.
-
-    ``source`` is a video file or pictures as ``folder/%05d.png``. ``output`` is a file, an
-    existing folder, or None for a default name next to the source (see the report's
-    ``output``). Sizes are pixels, times seconds or text such as ``"1:02.5"``. An interrupted call
-    is resumed by the same call.
+    """Upscale one clip like ``ultraflash upscale`` and return its report. ``source`` is
+    a video file or numbered images such as ``folder/%05d.png``. ``output`` is a file,
+    an existing folder, or None for a default name next to the source (see the report's
+    ``output``). Sizes are pixels, times seconds or text such as ``"1:02.5"``. An
+    interrupted call is resumed by the same call.
 
         report = upscale("in.mp4", res="2k", crf=18, overwrite=True)
 
@@ -154,15 +155,13 @@ def generate(
     on_event: Progress | None = None,
     **options: Unpack[GenerateOptions],
 ) -> "GenerateReport":
-    """Generate one clip from a prompt, as ``ultraflash generate`` does, and return how it
-    went.
-
-    ``output`` is a file, a folder that exists, or None for a name made from the prompt in
-    the current folder.
+    """Generate one clip from a prompt like ``ultraflash generate`` and return its
+    report. ``output`` is a file, an existing folder, or None for a name derived from
+    the prompt in the current folder.
 
         report = generate("a red balloon over the sea", "balloon.mp4", res="1k", seconds=3)
 
-    Raises as ``upscale``.
+    Raises the same errors as ``upscale``.
     """
     from ultraflash_cli.jobs.planning.generate import GenerateJob
     from ultraflash_cli.jobs.running.generate import run_generation
@@ -189,15 +188,13 @@ def open_stream(
     threads: int | None = None,
     state: bytes | None = None,
 ) -> "FrameStream":
-    """Open a stream that takes frames of ``size`` (width, height in pixels) and gives them
-    ``scale`` times as large.
-
-    ``state`` is what ``FrameStream.save`` of an equal stream returned: the stream then goes
-    on behind its last frame, with the same pixels as if it had never ended.
-
-    Raises UsageError for a size or scale that cannot be, or a state of another stream,
-    ConfigError for other values, DeviceError, OutOfMemory and WeightsError. Models that
-    read a prompt are conditioned on their default one.
+    """Open a stream that takes frames of ``size`` (width, height in pixels) and returns
+    them ``scale`` times as large. ``state`` is the result of ``FrameStream.save`` of an
+    equal stream: the new stream continues after its last frame, with the same pixels as
+    without interruption. Raises UsageError for an invalid size or scale, or the state
+    of a different stream, ConfigError for other invalid values, DeviceError,
+    OutOfMemory and WeightsError. Models that read a prompt are conditioned on their
+    default one.
     """
     if not 0 <= detail <= 1 or not 0 <= strength <= 1:
         raise ConfigError(f"detail and strength are between 0 and 1, got {detail} and {strength}")
@@ -212,11 +209,10 @@ def open_stream(
 
 
 class FrameStream:
-    """Frames in, larger frames out, group by group; what comes out depends on the frames
-    alone, not on how many are given at a time.
-
-    A scene cut is the caller's to tell: ``flush`` ends a scene, and what follows begins a
-    new one. Frames come back in the form they came in: numpy arrays as arrays, tensors as
+    """Frames in, larger frames out, group by group; the results depend only on the
+    frames, not on how many are passed at a time. The caller is responsible for scene
+    cuts: ``flush`` ends a scene, and the next frames begin a new one. Frames are
+    returned in the form in which they were passed: NumPy arrays as arrays, tensors as
     tensors on their device, uint8 as uint8, uint16 as uint16, floats as float32.
     """
 
@@ -266,13 +262,13 @@ class FrameStream:
         self._frames = UpscaledFrames(upscaler, clock)
         self._facts: dict[str, Any] = facts | {"weights": shelf.hashes, "device": chosen.type}
         self.size: tuple[int, int] = (width, height)
-        """Width and height of the frames that go in, in pixels."""
+        """Width and height of the input frames in pixels."""
         self.output_size: tuple[int, int] = (scale * width, scale * height)
-        """Width and height of those that come out."""
+        """Width and height of the output frames in pixels."""
         self.frames_in = 0
-        """Frames taken in so far."""
+        """Number of input frames so far."""
         self.frames_out = 0
-        """Frames given back so far."""
+        """Number of frames returned so far."""
         self._scene = 0
         self._form: Form | None = None
         self._state = self._fresh()
@@ -289,14 +285,13 @@ class FrameStream:
         error: BaseException | None,
         trace: "TracebackType | None",
     ) -> None:
-        """Let go of nothing: a stream holds memory alone."""
+        """Do nothing: a stream only holds memory."""
 
     def step(self, frames_thwc: "Frames") -> "Frames":
-        """Take in frames [T, H, W, 3] and return those that are finished, [T', scale * H,
-        scale * W, 3]; T' may be 0.
-
-        Anything that speaks DLPack is taken. All frames of a scene have one dtype. Raises
-        UsageError for other shapes, dtypes, and for a dtype that changes within a scene.
+        """Process frames [T, H, W, 3] and return the finished ones, [T', scale * H,
+        scale * W, 3]; T' may be 0. Any object that supports DLPack is accepted. All
+        frames of a scene must have the same dtype. Raises UsageError for other shapes
+        and dtypes, and for a dtype that changes within a scene.
         """
         form, pictures = taken(frames_thwc, self.size)
         if self._form is not None and self.frames_in > self._scene and form != self._form:
@@ -314,8 +309,8 @@ class FrameStream:
         return self._given(done)
 
     def flush(self) -> "Frames":
-        """Return the frames that still wait, as the end of the scene; the next frame begins
-        a new one."""
+        """End the scene and return its pending frames; the next frame begins a new
+        one."""
         done = self._given(self._frames.end(self._state, self._waiting))
         self._waiting = []
         self._scene = self.frames_in
@@ -323,8 +318,8 @@ class FrameStream:
         return done
 
     def save(self) -> bytes:
-        """Return the state as safetensors, for ``open_stream(..., state=...)``; the stream
-        itself goes on."""
+        """Return the state as safetensors, for ``open_stream(..., state=...)``; the
+        stream itself can be continued."""
         import numpy as np
         import torch
         from safetensors.torch import save
@@ -346,8 +341,8 @@ class FrameStream:
         return save(tensors, metadata={"ultraflash": json.dumps(told)})
 
     def load(self, state: bytes) -> None:
-        """Continue from what ``save`` of an equal stream returned; what waits here is
-        dropped. Raises UsageError for a state of another stream."""
+        """Continue from the result of ``save`` of an equal stream; pending frames are
+        dropped. Raises UsageError for the state of a different stream."""
         import numpy as np
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -373,8 +368,9 @@ class FrameStream:
             self._waiting = list(frames if frames.dtype == np.uint8 else frames.view(np.uint16))
 
     def begin_scene(self, frame: int = 0) -> None:
-        """Begin a scene with frame number ``frame`` of the clip, wherever the stream was;
-        what waits is dropped. Raises UsageError for a negative number."""
+        """Begin a scene with frame number ``frame`` of the clip, regardless of the
+        stream's position; pending frames are dropped. Raises UsageError for a negative
+        number."""
         if frame < 0:
             raise UsageError(f"frame numbers start at 0, got {frame}")
         self.frames_in = self.frames_out = self._scene = frame
@@ -394,14 +390,14 @@ class FrameStream:
 
 
 def _metadata(content: bytes) -> dict[str, Any]:
-    """Return what ``FrameStream.save`` told in the header of a state."""
+    """Return the metadata that ``FrameStream.save`` stored in the header of a state."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     return json.loads(header["__metadata__"]["ultraflash"])
 
 
 def _values(options: Mapping[str, Any], known: type, function: str) -> dict[str, Any]:
-    """Return options as fields of a job. Raises TypeError for one that there is not."""
+    """Return options as fields of a job. Raises TypeError for an unknown one."""
     names = known.__annotations__ | _SharedOptions.__annotations__
     for name in options:
         if name not in names:
@@ -418,7 +414,7 @@ def _values(options: Mapping[str, Any], known: type, function: str) -> dict[str,
 
 
 def _place(output: FilePath | None) -> dict[str, Path]:
-    """Return an output as the field of a job that it is."""
+    """Return an output as the corresponding field of a job."""
     if output is None:
         return {}
     path = Path(output)
@@ -430,4 +426,4 @@ def _store() -> Path:
 
 
 def _ignore(*_: object) -> None:
-    """Hear nothing."""
+    """Ignore the event."""

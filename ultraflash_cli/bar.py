@@ -1,4 +1,5 @@
-"""The line at the bottom of a terminal: what is being done, how far it is, how long it takes."""
+"""The progress bar: a line at the bottom of a terminal with the current activity,
+progress and remaining time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,29 +15,28 @@ __all__ = ["Bar", "Step", "clock_time", "lay_out"]
 _NAME_COLUMNS = 20
 _LEAST_NAME_COLUMNS = 6
 _BAR_COLUMNS = 10
-"""The least that shows anything."""
+"""Minimum useful width of the bar."""
 _WIDEST_BAR_COLUMNS = 40
 _REFRESHES_A_SECOND = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """How far the work is."""
+    """Progress of the work."""
 
     done: int
     total: int | None
     count: str
-    """Such as `5/24`."""
+    """Count, such as `5/24`."""
     speed: str
     eta_s: float | None = None
     extra: str = ""
-    """Shown if there is room behind everything else."""
+    """Text shown after everything else if there is room."""
 
 
 class Bar:
-    """Draws one line and draws it again, four times per second, until it is stopped.
-
-    `clock` gives seconds.
+    """Draws a line and redraws it four times per second until it is stopped. `clock`
+    returns seconds.
     """
 
     def __init__(self, err: TextOutput, name: str, doing: str, *, colored: bool, clock: Callable[[], float]) -> None:
@@ -62,11 +62,11 @@ class Bar:
         self._live.start(refresh=True)
 
     def tell(self, doing: str) -> None:
-        """Show what is being done until the first step is shown."""
+        """Show an activity until the first step is shown."""
         self._doing = doing
 
     def show(self, step: Step) -> None:
-        """Show how far the work is from now on."""
+        """Show this progress from now on."""
         self._step = step
         self._stepped_s = self._clock()
 
@@ -77,7 +77,7 @@ class Bar:
         self._console.print(Text(message, style=style or ""), soft_wrap=True)
 
     def stop(self) -> None:
-        """Take the line off the screen and give the cursor back."""
+        """Remove the line from the screen and restore the cursor."""
         self._live.stop()
 
     def _draw(self) -> "Text":
@@ -122,7 +122,8 @@ def lay_out(
 ) -> "Text":
     """Return the line for a terminal of this many columns: name, bar, facts.
 
-    Where it is too narrow the facts are the `short` ones, then the name is cut, then bar and name go.
+    If it is too narrow, the `short` facts are used, then the name is truncated, then
+    bar and name are omitted.
 
     Args:
         name: of the clip; its middle is cut.
@@ -162,7 +163,8 @@ def lay_out(
 
 
 def _cut(name: str, columns: int, mark: str) -> str:
-    """Cut the middle out of a name that is longer; its end tells one file of a series from the next."""
+    """Cut the middle out of a name that is too long, because its end distinguishes the
+    files of a series."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(name) <= columns:

@@ -1,4 +1,5 @@
-"""Everything people and scripts see: data on stdout, everything else on stderr, a copy in the log file."""
+"""All output for users and scripts: data on stdout, everything else on stderr, a copy
+in the log file."""
 
 import json
 import os
@@ -38,15 +39,15 @@ __all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode"]
 ProgressMode = Literal["auto", "plain", "json", "none"]
 
 PLAIN_INTERVAL_S = 5.0
-"""Plain progress lines come no more often than this."""
+"""Minimum interval between plain progress lines."""
 
 WORTH_TELLING_S = 5.0
-"""Shorter predictions are not worth showing."""
+"""Minimum predicted time worth showing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalOptions:
-    """The options that every command takes."""
+    """The options that every command accepts."""
 
     quiet: bool = False
     verbose: bool = False
@@ -55,7 +56,8 @@ class GlobalOptions:
     no_color: bool = False
 
     def merged(self, other: "GlobalOptions") -> "GlobalOptions":
-        """Combine what stands before the command with what stands after it; the latter wins."""
+        """Combine options before the command with those after it, which take
+        precedence."""
         return GlobalOptions(
             quiet=self.quiet or other.quiet,
             verbose=self.verbose or other.verbose,
@@ -66,9 +68,8 @@ class GlobalOptions:
 
 
 class Console:
-    """The terminal's side of a run.
-
-    `out` takes data only, `err` everything for people. `clock` gives seconds and only paces plain progress lines.
+    """The terminal output of a run. `out` receives only data, `err` everything for
+    users. `clock` returns seconds and only paces plain progress lines.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class Console:
         self._out = TextOutput(out if out is not None else sys.stdout)
         self._err = TextOutput(err if err is not None else sys.stderr)
         self.data_on_err = False
-        """stdout is taken by a file that is written there; data for scripts goes to stderr."""
+        """Whether stdout is occupied by an output file, so that data for scripts go to
+        stderr."""
         self._clock = clock
         self._log: TextOutput | None = None
         self._log_path: Path | None = None
@@ -95,13 +97,14 @@ class Console:
         self._notice = ""
         self._said = {""}
         self.old_spellings: list[str] = []
-        """Warnings about options of the command line, shown once it is known where messages go."""
+        """Warnings about old spellings on the command line, shown once the destination
+        of messages is known."""
 
     def configure(self, options: GlobalOptions, *, named: Iterable[Path] | None = ()) -> None:
         """Apply further global options; raises OutputError when the log file cannot be written.
 
-        `named` are the files that the command names, none of which is a log (UsageError); while they are not known,
-        None, the log is not opened.
+        `named` are the files that the command names, none of which may be the log
+        (UsageError); while they are unknown (None), the log is not opened.
         """
         self.options = self.options.merged(options)
         if named is None:
@@ -123,7 +126,7 @@ class Console:
         if path is not None and path != self._log_path:
             self.options = replace(self.options, log_file=None)
             log = TextOutput(open_log(path))
-            # A disk that is full already is reported now; one that fills up later costs the log and nothing else.
+            # A full disk is reported now; if it fills up later, only the log is lost.
             if not log.write_line(f"ultraflash {version('ultraflash')}"):
                 raise OutputError(f"log file {path}: {log.failure}; choose a writable file")
             self._close_log()
@@ -131,16 +134,15 @@ class Console:
             self.options = replace(self.options, log_file=path)
 
     def close(self) -> None:
-        """Take the bar off the screen and close the log."""
+        """Remove the bar from the screen and close the log."""
         with self._lock:
             self._drop_bar()
             self._close_log()
 
     def data(self, value: object) -> None:
-        """Write one JSON value as one line on stdout, or on stderr where stdout is taken.
-
-        It is ASCII, so it is valid under every encoding, and names that are not UTF-8 come back from it as they were.
-        Raises OutputError as `text` does.
+        """Write a JSON value as one line on stdout, or on stderr if stdout is occupied.
+        It is ASCII, so that it is valid in every encoding and preserves names that are
+        not UTF-8. Raises OutputError like `text`.
         """
         line = self._discreet(json.dumps(value, allow_nan=False))
         if not self.data_on_err:
@@ -152,7 +154,7 @@ class Console:
                 raise OutputError(f"the result cannot be written on stderr: {self._err.failure}")
 
     def text(self, line: str) -> None:
-        """Write one line of the result on stdout; raises OutputError when that cannot be written."""
+        """Write one line of the result on stdout; raises OutputError if that fails."""
         self._write_out(self._discreet(printable(line)))
 
     def help(self, page: str) -> None:
@@ -187,11 +189,12 @@ class Console:
     def failure(
         self, error: BaseException, *, message: str | None = None, exit_code: int | None = None, source: str = ""
     ) -> int:
-        """Print in one line why it ended, with `-v` and in the log also where. Returns the exit code."""
+        """Print the error in one line, with a traceback under `-v` and in the log.
+        Returns the exit code."""
         text = " ".join((message if message is not None else str(error)).split()).removesuffix(".")
         code = exit_code if exit_code is not None else getattr(error, "exit_code", 1)
         with suppress(UltraflashError):
-            self._open_log()  # what went wrong before the command was known belongs there, too
+            self._open_log()  # also for errors from before the command was known
         trace = "".join(traceback.format_exception(error)).rstrip()
         with self._lock:
             self._drop_bar()
@@ -203,7 +206,7 @@ class Console:
 
     @contextmanager
     def working(self, name: str, doing: str) -> Generator[None]:
-        """Show what is being done while the block runs, with a clock on a terminal."""
+        """Show an activity while the block runs, with a clock on a terminal."""
         with self._lock:
             self._start_bar(name, doing)
             if self._bar is None:
@@ -217,7 +220,7 @@ class Console:
     def acknowledge_stop(self) -> None:
         """Print what will happen after the first signal; a signal handler may call it."""
         message = "finishing the current group of frames; press again to stop now"
-        # The thread that the signal came to may be in the middle of a line.
+        # The interrupted thread may be in the middle of a line.
         threading.Thread(target=self.info, args=(message,), daemon=True).start()
 
     def leave_at_once(self, exit_code: int) -> None:
@@ -235,7 +238,8 @@ class Console:
             return
 
     def on_event(self, event: Event) -> None:
-        """Show a job's event the way `--progress` asks for; safe to call from any thread."""
+        """Show a job's event in the form selected by `--progress`; may be called from
+        any thread."""
         with self._lock:
             if self._mode() == "json":
                 line = self._discreet(json.dumps(as_json(event)))
@@ -265,7 +269,7 @@ class Console:
                     pass
 
     def _discreet(self, text: str) -> str:
-        """Take out tokens and passwords, whichever library's message brings them."""
+        """Remove tokens and passwords from messages of any library."""
         for secret in self.settings.secrets:
             text = text.replace(secret, "***")
         return text
@@ -291,7 +295,7 @@ class Console:
             if style is not None and self._colored():
                 code = {"yellow": "33", "bold red": "1;31"}[style]
                 message = f"\x1b[{code}m{message}\x1b[0m"
-            # The run continues if stderr has no reader any more.
+            # The run continues even if stderr no longer has a reader.
             self._err.write_line(message)
 
     def _show_plan(self, event: Planned) -> None:
@@ -389,7 +393,7 @@ class Console:
 
 
 def _guarded(share: float | None) -> str:
-    """Return the share that was blended back, or nothing if it is 0."""
+    """Return the share that was blended back as text; empty if it is 0."""
     if not share:
         return ""
     return f", {100 * share:.2g} % blended back" if share >= 0.0001 else ", under 0.01 % blended back"

@@ -35,12 +35,14 @@ __all__ = [
 ]
 
 _PERHAPS_NO_MEMORY = ("could not create a primitive",)
-"""oneDNN's message when out of memory, among other reasons; believed if the process has a limit."""
+"""oneDNN's message when out of memory, but also for other reasons; taken as such if the
+process has a limit."""
 _NO_MEMORY = ("can't allocate memory", "annot allocate memory", "failed to map segment", "std::bad_alloc")
 
 
 class UltraflashError(Exception):
-    """An error with a message for people: what was found, what was expected, what to do."""
+    """An error with a message for users: what was found, what was expected, what to
+    do."""
 
     exit_code: int = 1
     source: str = ""

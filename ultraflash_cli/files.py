@@ -1,4 +1,4 @@
-"""Files that appear whole, and stay when the power goes."""
+"""Files that appear whole and survive a power failure."""
 
 import os
 from contextlib import suppress
@@ -9,7 +9,7 @@ __all__ = ["place_file", "sync", "sync_file", "sync_folder", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that its name never has half of the content. Raises OSError."""
+    """Write a file atomically. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
     try:
@@ -25,26 +25,27 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def place_file(part: Path, path: Path) -> None:
-    """Move a finished file to its place, both on the disk. Raises OSError."""
+    """Move a finished file into place, durably. Raises OSError."""
     sync_file(part)
     part.replace(path)
     sync_folder(path.parent)
 
 
 def sync(file: IO[bytes]) -> None:
-    """Wait until all that was written to an open file is on the disk. Raises OSError."""
+    """Wait until everything written to an open file is on disk. Raises OSError."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the content of a file is on the disk. Raises OSError."""
+    """Wait until the content of a file is on disk. Raises OSError."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, if the file system can say so."""
+    """Wait until the entries of a folder are on disk, if the file system supports
+    that."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a field of a job is called on the command line; jobs say it, the command line reads it."""
+"""Command-line names of job fields, declared by jobs and read by the command line."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ __all__ = ["Flag"]
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """Names and help of an option; type and default are those of the field that it stands at."""
+    """Names and help of an option; type and default are those of the annotated
+    field."""
 
     names: tuple[str, ...]
     help: str
@@ -18,4 +19,4 @@ class Flag:
     given: Any = None
     """The type on the command line if it differs from the field's; `read` converts it."""
     read: Callable[[Any], Any] | None = None
-    """Raises UsageError."""
+    """Converter; raises UsageError."""

@@ -1,4 +1,4 @@
-"""Frames as callers hold them: numpy, torch or DLPack, integers or floats."""
+"""The forms of callers' frames: NumPy, torch or DLPack, integers or floats."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ class Form:
         return f"{self.dtype} ({self.kind}, {self.device})"
 
     def give(self, pictures: "list[ndarray]", side: tuple[int, int]) -> "Frames":
-        """Return pictures [H, W, 3] of integers as one array of this form."""
+        """Return integer pictures [H, W, 3] as one array of this form."""
         import numpy as np
 
         empty = np.empty((0, *side, 3), np.uint8 if self.dtype == "uint8" else np.uint16)
@@ -43,7 +43,7 @@ class Form:
 
 
 def taken(frames: Any, size: tuple[int, int]) -> "tuple[Form, list[ndarray]]":
-    """Return the form of frames, and they as pictures of integers."""
+    """Return the form of frames, and the frames as integer pictures."""
     import numpy as np
     import torch
 

@@ -20,7 +20,7 @@ _HEADINGS = {
 _OTHERS = "Options"
 _WHOLE = 1000
 _FEW = 12
-"""Commands with at most this many options need no headings."""
+"""Maximum number of options of a command without headings."""
 _EXIT_CODES = (
     "0 done, 1 unexpected error, 2 usage, 3 input, 4 device, 5 memory, 6 failed output check, 7 disk or output, "
     "8 weights, 9 some files of a batch failed, 129, 130 and 143 interrupted (the same command resumes)."
@@ -80,7 +80,7 @@ class HeadedGroup(TyperGroup):
         _write_options(self, ctx, formatter)
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            # Wrapped on a narrow terminal, never cut.
+            # Wrapped on a narrow terminal, never truncated.
             formatter.write_dl(
                 [
                     (name, each.get_short_help_str(_WHOLE))

@@ -1,4 +1,4 @@
-"""The machine a job runs on: cores, memory, free space, the allocator."""
+"""The machine that a job runs on: cores, memory, free space, allocator."""
 
 import ctypes
 import math
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _LEAST_ADDRESS_SPACE = 800_000_000
-"""What Python, torch and FFmpeg map for a clip of a few pixels."""
+"""Address space that Python, torch and FFmpeg map for a clip of a few pixels."""
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
@@ -41,20 +41,20 @@ _GROUP_FILES = (
         "sys/fs/cgroup/memory/memory.stat",
     ),
 )
-"""Limit, use and its kinds of a container's memory, as the kernel's second and first interface tell them."""
+"""Files with a container's memory limit, use and statistics, in cgroup v2 and v1."""
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large blocks instead of mapping and faulting them again at every allocation.
-
-    Whole networks run up to 1.9 times faster on a CPU. Call it once, before heavy work; says whether it took.
+    """Make glibc reuse large blocks instead of mapping and faulting them at every
+    allocation. Whole networks run up to 1.9 times faster on a CPU. Call it once, before
+    heavy work; returns whether it succeeded.
     """
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        # musl and friends have another allocator.
+        # musl and others have a different allocator.
         return False
     limit = 2**31 - 1
     return bool(mallopt(_M_MMAP_THRESHOLD, limit)) and bool(mallopt(_M_TRIM_THRESHOLD, limit))
@@ -62,10 +62,10 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def keep_scheduling() -> Generator[None]:
-    """Give all threads of this process the policy again that it had before.
-
-    SVT-AV1, run as root, puts the whole process under real-time scheduling of the highest priority when it is
-    opened: whatever else the machine does stands still. Nothing happens where threads cannot be listed.
+    """Restore the previous scheduling policy of all threads afterwards. Under root,
+    opening SVT-AV1 puts the whole process under real-time scheduling of the highest
+    priority, which starves everything else on the machine. Does nothing if threads
+    cannot be listed.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -76,15 +76,14 @@ def keep_scheduling() -> Generator[None]:
         yield
     finally:
         for thread in map(int, os.listdir("/proc/self/task")):
-            with suppress(OSError):  # gone, or nothing this process may change
+            with suppress(OSError):  # ended, or not permitted to change
                 if os.sched_getscheduler(thread) != policy:
                     os.sched_setscheduler(thread, policy, rank)
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Count the cores this process may run on, in a container no more than its share of processor time makes.
-
-    `root` is where `proc` and `sys` are.
+    """Count the cores that this process may use, limited to a container's CPU quota.
+    `root` is the parent of `proc` and `sys`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cpu_quota(root)
@@ -100,7 +99,8 @@ def running_threads(wanted: int) -> int:
 
 
 def _cpu_quota(root: Path) -> float | None:
-    """Return the processors whose time this process may use by its control groups; None for as many as there are."""
+    """Return the number of CPUs that the control groups of this process allow; None
+    without a limit."""
     quotas: list[float] = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
@@ -110,7 +110,8 @@ def _cpu_quota(root: Path) -> float | None:
             tops, read = [root / "sys/fs/cgroup" / name for name in (controllers, "cpu")], _quota_v1
         else:
             continue
-        # The group, those around it, and what a container sees at the top, where its own group is mounted.
+        # The group, its ancestors, and the top, where a container sees its own group
+        # mounted.
         inside = Path(path.lstrip("/"))
         quotas += [quota for top in tops for each in (inside, *inside.parents) if (quota := read(top / each))]
     return min(quotas, default=None)
@@ -139,7 +140,8 @@ def _text(path: Path) -> str:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory this process has had resident; 0 where the system does not say."""
+    """Return the peak resident memory of this process; 0 if the system does not report
+    it."""
     try:
         import resource
     except ImportError:
@@ -155,9 +157,8 @@ def resident_bytes(root: Path = Path("/")) -> int:
 
 
 def parse_memory(text: str, *, option: str = "--max-memory") -> int:
-    """Return the bytes that ``6G``, ``512M``, ``5.5GB``, ``6GiB`` or a plain number stands for; G is 10^9.
-
-    Raises UsageError for anything else and for nothing at all.
+    """Parse ``6G``, ``512M``, ``5.5GB``, ``6GiB`` or a plain number of bytes; G is
+    10^9. Raises UsageError for anything else, including an empty string.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     count = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
@@ -167,7 +168,8 @@ def parse_memory(text: str, *, option: str = "--max-memory") -> int:
 
 
 def host_bytes_available(root: Path = Path("/")) -> int | None:
-    """Return the memory of the host that is free or can be freed, within a container's limit; None if unknown."""
+    """Return the available host memory in bytes, within a container's limit; None if
+    unknown."""
     known = [count for count in (_available(root), _within_limit(root)) if count is not None]
     return min(known) if known else None
 
@@ -185,7 +187,8 @@ def _available(root: Path) -> int | None:
 
 
 def _within_limit(root: Path) -> int | None:
-    """Return what a container may still take; pages of files that it can drop count as free."""
+    """Return the bytes that a container may still use; its reclaimable page cache
+    counts as free."""
     for limit, used, kinds in _GROUP_FILES:
         try:
             most = (root / limit).read_text().strip()
@@ -199,9 +202,8 @@ def _within_limit(root: Path) -> int | None:
 
 
 def check_address_space() -> None:
-    """Raise OutOfMemory if the process may map less memory (`ulimit -v`) than its libraries take.
-
-    They would end it from within, in words of their own or in none.
+    """Raise OutOfMemory if the process may map less memory (`ulimit -v`) than its
+    libraries need. They would otherwise crash, with obscure messages or none.
     """
     try:
         import resource
@@ -221,7 +223,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def is_virtual(folder: Path) -> bool:
-    """Return whether the file system under `folder` has no room at all, as `/proc` and `/sys` do."""
+    """Return whether the file system under `folder` has no space at all, like `/proc`
+    and `/sys`."""
     return shutil.disk_usage(_existing(folder)).total == 0
 
 

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 standalone_mode=False,
                 obj=console,
             )
-        # Typer makes this of Ctrl-C, and says nothing.
+        # Typer converts Ctrl-C to this, without a message.
         return console.failure(Interrupted("interrupted")) if code == Interrupted("").exit_code else code or 0
     except UltraflashError as error:
         return console.failure(error)
@@ -127,7 +127,7 @@ def _failure(console: Console, error: Exception) -> int:
             )
         return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
-        # Only a stream has no name: stdout is full or has no reader any more.
+        # Only a stream has no name: stdout is full or no longer has a reader.
         message = f"the output could not be written completely: {error.strerror}"
         return console.failure(error, message=message, exit_code=OutputError.exit_code)
     message = f"unexpected {type(error).__name__}: {error}; please report it with the output of -v"

@@ -1,4 +1,5 @@
-"""Options that commands share, and the decorator that gives every command the global ones."""
+"""Options shared by commands, and the decorator that adds the global ones to every
+command."""
 
 import copy
 import dataclasses
@@ -50,11 +51,12 @@ P = ParamSpec("P")
 GroupT = TypeVar("GroupT")
 
 _SLOWED = range(1, 241)
-"""Frame rates that NTSC slowed down by 1000/1001: 24, 30, 60 and so on."""
+"""Frame rates with an NTSC variant slowed by 1000/1001: 24, 30, 60 and so on."""
 
 
 def as_path(text: str) -> Path:
-    """Read a path, refusing the empty name of an unset variable, which would mean the current folder."""
+    """Read a path, rejecting an empty string (as from an unset variable), which would
+    mean the current folder."""
     if not text:
         raise typer.BadParameter("the name is empty; is a variable unset?")
     return Path(text)
@@ -180,7 +182,7 @@ MatchColorsOption = Annotated[
 
 
 def _option_of(field: dataclasses.Field[Any], hint: Any) -> Any:
-    """Return the option that stands at a field of a group."""
+    """Return the option annotated on a field of a group."""
     kind, flag = get_args(hint)
     assert isinstance(flag, Flag), f"{field.name} is no option"
     return Annotated[
@@ -201,7 +203,8 @@ def _options_of(group: type[Any]) -> dict[str, Any]:
 
 
 def takes(group: type[GroupT]) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
-    """Give a command the options of a group, and as its second argument, after the console, what they say."""
+    """Add the options of a group to a command, which receives their values as its
+    second argument, after the console."""
     kind_of_group: Any = group
     options = _options_of(group)
     fields = {field.name: field for field in dataclasses.fields(kind_of_group)}
@@ -252,7 +255,8 @@ _GLOBALS: dict[str, tuple[Any, object]] = {
 def with_console(
     *, hidden: bool
 ) -> Callable[[Callable[Concatenate[Console, P], int | None]], Callable[..., int | None]]:
-    """Add the global options to a command; its first argument is the console that obeys them.
+    """Add the global options to a command; its first argument is the console configured
+    by them.
 
     `hidden` keeps them out of the command's help: `ultraflash --help` lists them once, and they work in both places.
     """
@@ -286,7 +290,7 @@ def with_console(
 
 
 def _paths(values: Iterable[object]) -> list[Path]:
-    """List the files that are named on the command line."""
+    """List the files named on the command line."""
     found: list[Path] = []
     for value in values:
         if isinstance(value, Path):
@@ -297,7 +301,8 @@ def _paths(values: Iterable[object]) -> list[Path]:
 
 
 def _check_here() -> None:
-    """Raise InputError if the working folder was deleted: libraries fail there in odd ways."""
+    """Raise InputError if the working directory was deleted, in which libraries fail in
+    odd ways."""
     try:
         os.getcwd()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Random access to the frames of a stream that takes its frames in order."""
+"""Random access to the frames of a stream that processes frames in order."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 __all__ = ["CausalStream", "Picture", "SeekableStream"]
 
 _SEARCH_FRAMES = 32
-"""How far ahead a frame may be before a scene cut is looked for that is nearer to it."""
+"""Distance ahead beyond which a scene cut closer to the frame is searched for."""
 _SNAPSHOT_FRAMES = 96
-"""Frames between two states that are kept within a scene."""
+"""Number of frames between saved states within a scene."""
 _SNAPSHOT_BYTES = 2**30
-"""What the kept states may take together; a state of ``lite`` has 190 bytes a source pixel."""
+"""Maximum total bytes of saved states; a state of ``lite`` has 190 bytes per source
+pixel."""
 
 
 class Picture(NamedTuple):
@@ -26,24 +27,24 @@ class Picture(NamedTuple):
     pixels_hwc: "ndarray"
     """RGB, [H, W, 3]."""
     starts_scene: bool
-    """The source says that a scene begins here."""
+    """Whether the source marks the start of a scene here."""
 
 
 class CausalStream(Protocol):
-    """A stream that takes frames in order; ``FrameStream`` is one."""
+    """A stream that processes frames in order, such as ``FrameStream``."""
 
     @property
     def frames_in(self) -> int:
-        """Number of the next frame that goes in."""
+        """Number of the next input frame."""
         ...
 
     @property
     def frames_out(self) -> int:
-        """Number of the next frame that comes out."""
+        """Number of the next output frame."""
         ...
 
     def step(self, frames_thwc: "ndarray") -> Any:
-        """Take in frames, return those that are finished."""
+        """Process frames, return those that are finished."""
         ...
 
     def flush(self) -> Any:
@@ -59,7 +60,7 @@ class CausalStream(Protocol):
         ...
 
     def begin_scene(self, frame: int) -> None:
-        """Begin a scene with this frame of the clip, dropping what waits."""
+        """Begin a scene with this frame of the clip, dropping pending frames."""
         ...
 
 
@@ -72,9 +73,9 @@ class _Snapshot(NamedTuple):
 class SeekableStream:
     """Random access to the output's frames, with the same pixels as reading from the start.
 
-    A frame ahead is computed from the latest point before it where the stream can begin: its position, a kept state,
-    or a scene cut, which is searched backwards. Memory is bounded: finished frames, states and one group of sources.
-    One thread at a time.
+    A frame is computed from the latest point before it at which the stream can start:
+    its position, a saved state, or a scene cut, which is searched backwards. Memory is
+    bounded: finished frames, states and one group of sources. One thread at a time.
     """
 
     def __init__(
@@ -89,11 +90,14 @@ class SeekableStream:
         snapshot_bytes: int = _SNAPSHOT_BYTES,
     ) -> None:
         """Args:
-        stream: takes the frames; nothing else may use it. read: returns a frame of the
-        source by its number. frames: how many there are. cuts: find scene cuts, beside
-        those that the source marks. kept_frames: finished frames that are kept, at least
-        the latest group. snapshot_frames: frames between kept states. snapshot_bytes: what
-        kept states may take together.
+        stream: processes the frames; nothing else may use it.
+        read: returns a frame of the source by number.
+        frames: number of frames.
+        cuts: whether to detect scene cuts in addition to those marked by the
+            source.
+        kept_frames: number of finished frames to keep, at least the latest group.
+        snapshot_frames: frames between saved states.
+        snapshot_bytes: maximum total bytes of saved states.
         """
         self._stream = stream
         self._read = read
@@ -104,17 +108,17 @@ class SeekableStream:
         self._snapshot_bytes = snapshot_bytes
         self._lock = Lock()
         self._scenes = {0}
-        self._searched = bytearray(frames)  # 1 where it is known whether a scene begins
-        self._snapshots: OrderedDict[int, _Snapshot] = OrderedDict()  # the oldest use first
+        self._searched = bytearray(frames)  # 1 if it is known whether a scene begins
+        self._snapshots: OrderedDict[int, _Snapshot] = OrderedDict()  # least recently used first
         self._finished: deque[tuple[int, ndarray]] = deque()  # number of the first one, frames
-        self._source: _Source | None = None  # None where the stream is nowhere
+        self._source: _Source | None = None  # None if the stream has no position
         self._in_scene = False
 
     def frame(self, number: int) -> "ndarray":
         """Return a frame of the output [H, W, 3].
 
-        Raises what the stream and the source raise; the next call begins again from a
-        point that is known to be good.
+        Raises the errors of the stream and the source; the next call restarts from a
+        valid point.
         """
         with self._lock:
             found = self._held(number)
@@ -136,7 +140,7 @@ class SeekableStream:
         return None
 
     def _go_near(self, number: int) -> None:
-        """Bring the stream to the latest point from which it reaches a frame."""
+        """Move the stream to the latest point from which it reaches a frame."""
         here = self._stream.frames_in if self._source and self._stream.frames_out <= number else -1
         usable = [each for each in self._snapshots.values() if each.frames_out <= number]
         state = max(usable, key=lambda each: each.frames_in, default=None)
@@ -174,7 +178,7 @@ class SeekableStream:
         return None
 
     def _advance(self) -> None:
-        """Take in one frame."""
+        """Process one frame."""
         assert self._source is not None, "the stream has a position"
         stream, number = self._stream, self._stream.frames_in
         pixels, starts_scene = self._source.take()
@@ -195,7 +199,8 @@ class SeekableStream:
             self._scenes.add(number)
 
     def _keep(self, frames_thwc: "ndarray") -> bool:
-        """Keep finished frames in place of older ones; tells whether there are any."""
+        """Keep finished frames in place of older ones; returns whether there are
+        any."""
         if not len(frames_thwc):
             return False
         self._finished.append((self._stream.frames_out - len(frames_thwc), frames_thwc))
@@ -205,14 +210,15 @@ class SeekableStream:
         return True
 
     def _perhaps_save(self) -> None:
-        """Keep the state if none is kept nearby, in place of those least recently used."""
+        """Save the state if none is saved nearby, replacing the least recently used
+        ones."""
         stream = self._stream
         last = max(each for each in {*self._scenes, *self._snapshots} if each <= stream.frames_in)
         if stream.frames_in - last < self._snapshot_frames or not self._snapshot_bytes:
             return
         state = stream.save()
         if len(state) > self._snapshot_bytes:
-            self._snapshot_bytes = 0  # states have one size
+            self._snapshot_bytes = 0  # all states have the same size
             return
         self._snapshots[stream.frames_in] = _Snapshot(stream.frames_in, stream.frames_out, state)
         while sum(len(each.state) for each in self._snapshots.values()) > self._snapshot_bytes:
@@ -220,10 +226,8 @@ class SeekableStream:
 
 
 class _Source:
-    """Frames of the source in order, each with whether a scene begins.
-
-    Whether one does depends on the frames nearby alone: from any first frame the answers
-    are the same.
+    """Frames of the source in order, each with whether it begins a scene. That depends
+    only on nearby frames, so that the result is the same from any first frame.
     """
 
     def __init__(self, read: Callable[[int], Picture], frames: int, first: int, *, cuts: bool) -> None:
@@ -232,7 +236,7 @@ class _Source:
         self._first = first
         self._detector = CutDetector() if cuts else None
         self._next = max(0, first - LOOKAHEAD) if cuts else first
-        self._unanswered = self._next  # number of the next answer of the detector
+        self._unanswered = self._next  # number of the detector's next decision
         self._waiting: deque[Picture] = deque()
         self._answers: deque[bool] = deque()
 
@@ -256,7 +260,7 @@ class _Source:
         self._answer(detector.push(picture.pixels_hwc))
 
     def _answer(self, answers: list[bool]) -> None:
-        """Keep the answers for frames from the first one on."""
+        """Keep the decisions for frames from the first one on."""
         for answer in answers:
             if self._unanswered >= self._first:
                 self._answers.append(answer)

@@ -1,4 +1,5 @@
-"""What the environment says, read once, and what libraries are told through it; no other module touches it."""
+"""Settings from the environment, read once, and variables set for libraries; no other
+module accesses it."""
 
 import os
 from collections.abc import Mapping, MutableMapping
@@ -10,49 +11,55 @@ from urllib.parse import urlsplit
 __all__ = ["DEFAULT_ENDPOINT", "Settings", "keep_compiled_kernels", "quieten_libraries", "wait_passively"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-"""The hub that weights come from, unless `HF_ENDPOINT` names another."""
+"""The default hub for weights, unless `HF_ENDPOINT` is set."""
 
 _LEAST_SECRET = 6
 _NO_HOME = "/nonexistent"
-"""Where Debian puts the homes of users who have none."""
+"""Debian's home directory for users without one."""
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""What tells OpenMP how its threads wait for one another, the first that is set counting."""
+"""Variables that control how OpenMP threads wait for one another; the first that is set
+counts."""
 
 _TRUE = {"1", "on", "yes", "true"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The part of the environment that the program listens to."""
+    """The environment variables that affect the program."""
 
     no_color: bool = False
-    """`NO_COLOR` is set to anything but nothing (https://no-color.org)."""
+    """Whether `NO_COLOR` is set and not empty (https://no-color.org)."""
     home: Path = field(default_factory=lambda: _default_hf_home() / "ultraflash")
-    """Where downloaded weights and what is computed once are kept: `ULTRAFLASH_HOME`, else inside `HF_HOME`."""
+    """Folder of downloaded weights and cached data: `ULTRAFLASH_HOME`, else inside
+    `HF_HOME`."""
     hub_cache: Path = field(default_factory=lambda: _default_hf_home() / "hub")
-    """Where the hub's own tools keep their files: `HF_HUB_CACHE`, else inside `HF_HOME`; read, never written."""
+    """Cache of the hub's own tools: `HF_HUB_CACHE`, else inside `HF_HOME`; only read,
+    never written."""
     hub_endpoint: str = DEFAULT_ENDPOINT
-    """`HF_ENDPOINT`, without a slash at its end."""
+    """`HF_ENDPOINT`, without a trailing slash."""
     hub_token: str | None = field(default=None, repr=False)
     """`HF_TOKEN`; without it the hub library looks for a saved login."""
     offline: bool = False
-    """`HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` says yes: nothing is asked of the network."""
+    """Whether `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is set, which disables network
+    access."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What is never printed: the token, and who logs in with which password in the hub's address."""
+        """Secrets that are never printed: the token, and user name and password in the
+        hub's address."""
         login, at, _ = urlsplit(self.hub_endpoint).netloc.rpartition("@")
         password = login.partition(":")[2]
-        # A shorter one would be found in half of all words.
+        # A shorter one would occur in many words.
         alone = (secret for secret in (self.hub_token or "", password) if len(secret) >= _LEAST_SECRET)
         return tuple(filter(None, (login + at, *alone)))
 
     waiting: str = "passive"
-    """How CPU threads wait for one another: as the environment says, else passively."""
+    """How CPU threads wait for one another: as set in the environment, else
+    passively."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read `environ`; nothing is read again later."""
+        """Read the settings from `environ`, once."""
         hf_home = _folder(environ.get("HF_HOME")) or _default_hf_home(environ.get("XDG_CACHE_HOME"))
         hub_cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
         offline = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
@@ -68,9 +75,8 @@ class Settings:
 
 
 def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keep SVT-AV1 from printing twenty lines per segment, the hub library and Ray from telling of this machine.
-
-    They listen to nothing but this.
+    """Prevent SVT-AV1 from printing twenty lines per segment, and the hub library and
+    Ray from sending telemetry. They can only be configured through the environment.
     """
     environ.setdefault("SVT_LOG", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -78,19 +84,19 @@ def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def wait_passively(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let CPU threads that wait for one another sleep; call it before torch is imported.
-
-    By default they spin for a while, which on a machine with other work takes away the very core that they wait for:
-    a network on two threads was 40 times slower on two cores that were shared. What the environment says stays.
+    """Make waiting CPU threads sleep; to be called before torch is imported. By default
+    they spin for a while, which on a busy machine takes up the very core that they wait
+    for: a network on two threads was 40 times slower on two shared cores. Variables
+    that are already set are kept.
     """
     if _waiting(environ) is None:
         environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def keep_compiled_kernels(home: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let Triton keep what it compiles below `home`, so that only a first run on a machine compiles.
-
-    It listens to nothing but this; `TRITON_CACHE_DIR` if it is set, stays.
+    """Make Triton cache compiled kernels below `home`, so that only the first run on a
+    machine compiles. It can only be configured through the environment;
+    `TRITON_CACHE_DIR` is kept if set.
     """
     environ.setdefault("TRITON_CACHE_DIR", str(home / "kernels"))
 

@@ -19,11 +19,11 @@ _FLAGS = {
     ("--wall", "on"): "--wall",
     ("--wall", "off"): "--no-wall",
 }
-"""Flags that used to be options with a value."""
+"""Current flags for former options with a value."""
 
 
 def modern(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments in today's spelling, and a warning for each that changed."""
+    """Return the arguments in their current spelling, and a warning for each change."""
     new: list[str] = []
     warnings: list[str] = []
     rest = list(arguments)

@@ -1,4 +1,5 @@
-"""Lines on their way out: text made printable, and streams that may be closed, full, or poor in characters."""
+"""Output of text: making it printable, and streams that may be closed, full, or limited
+in their encoding."""
 
 import os
 import re
@@ -21,18 +22,20 @@ __all__ = [
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reorder what stands next to them
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional marks, which reorder adjacent text
     "\u2028\u2029\ufeff"
     "\ud800-\udfff]"  # bytes of a name that is not UTF-8
 )
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _TEXT_PROBE_BYTES = 1 << 16
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
-"""Control characters that text has no use for; escape sequences of a terminal are text here."""
+"""Control characters that do not occur in text; terminal escape sequences are allowed
+here."""
 
 
 def printable(text: str) -> str:
-    """Return ``text`` on one line without a character that steers a terminal; escapes stand in their place."""
+    """Return ``text`` on one line, with terminal control characters replaced by
+    escapes."""
     return _UNPRINTABLE.sub(_escaped, text)
 
 
@@ -48,7 +51,8 @@ def _escaped(found: re.Match[str]) -> str:
 def hold_standard_descriptors() -> None:
     """Open the null device for each of stdin, stdout and stderr that is closed.
 
-    The next file that is opened would take its number, and what a library prints would go into that file.
+    Otherwise the next opened file would get its descriptor, and library output would be
+    written to that file.
     """
     for descriptor in range(3):
         try:
@@ -75,7 +79,7 @@ def open_log(path: Path) -> TextIO:
 
 
 def is_same_file(path: Path, other: Path) -> bool:
-    """Return whether two names are of one file, there or not there yet."""
+    """Return whether two paths are the same file, existing or not."""
     try:
         return path.samefile(other)
     except (OSError, ValueError):
@@ -83,7 +87,8 @@ def is_same_file(path: Path, other: Path) -> bool:
 
 
 def standard_input(what: str) -> BinaryIO:
-    """Return stdin's bytes. Raises InputError, naming what is wanted if it is closed."""
+    """Return the binary stdin. Raises InputError, naming the expected content, if it is
+    closed."""
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or stream.closed:
         raise InputError(f"stdin is closed; pipe {what} into it, or give a file")
@@ -91,7 +96,7 @@ def standard_input(what: str) -> BinaryIO:
 
 
 def standard_output() -> BinaryIO:
-    """Return stdout's bytes. Raises OutputError if it is closed."""
+    """Return the binary stdout. Raises OutputError if it is closed."""
     stream = getattr(sys.stdout, "buffer", None)
     if stream is None or stream.closed:
         raise OutputError("stdout is closed; choose a file with -o, or pipe the clip into a program")
@@ -99,15 +104,14 @@ def standard_output() -> BinaryIO:
 
 
 class TextOutput:
-    """A text stream whose failures raise nothing; `failure` says why nothing more is written.
-
-    It is enough of a file for rich to draw on.
+    """A text stream that does not raise on failure; `failure` is the reason why nothing
+    more is written. It implements enough of a file for rich.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self.failure: str | None = None
-        """Why it cannot be written; None while it can."""
+        """Reason why it cannot be written; None while it can."""
         if stream is None or stream.closed:
             self.failure = "it is closed"
 
@@ -136,7 +140,7 @@ class TextOutput:
         return True
 
     def write(self, text: str) -> int:
-        """Write text, with escapes for characters that the encoding lacks."""
+        """Write text, escaping characters that the encoding lacks."""
         if self._stream is not None and self.failure is None:
             try:
                 self._stream.write(text if self.can_show(text) else self._encodable(text))
@@ -152,7 +156,7 @@ class TextOutput:
                 self._give_up(error)
 
     def write_line(self, line: str) -> bool:
-        """Write a line at once; tell whether it went out."""
+        """Write a line and flush it; return whether that succeeded."""
         self.write(line + "\n")
         self.flush()
         return self.failure is None
@@ -168,7 +172,7 @@ class TextOutput:
     def _give_up(self, error: OSError | ValueError) -> None:
         closed = isinstance(error, BrokenPipeError | ValueError)
         self.failure = "it was closed" if closed else getattr(error, "strerror", None) or str(error)
-        # Python flushes at exit what a stream still holds, and would complain once more.
+        # Python flushes buffered data at exit, and would report the error again.
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())

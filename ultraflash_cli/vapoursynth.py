@@ -26,9 +26,9 @@ __all__ = ["upscale", "upscale_with"]
 
 _UNSPECIFIED = 2
 _FINISHED = 16
-"""Finished frames that are kept beside one for each thread of VapourSynth."""
+"""Number of finished frames kept, in addition to one per VapourSynth thread."""
 _SOURCES = 32
-"""Frames of the source that are kept beside two for each thread."""
+"""Number of source frames kept, in addition to two per thread."""
 
 
 def upscale(
@@ -49,29 +49,29 @@ def upscale(
     """Return a clip ``scale`` times as large, in the same format and with the same
     number of frames and frame properties.
 
-    The format must be constant: YUV, RGB or grey, 8 to 16 bits or float. The model reads
-    RGB of 16 bits (8 bits from RGB24); VapourSynth's ``resize`` converts by the properties
-    of each frame and back. Without ``_Matrix`` that is BT.601 up to 576 lines of fewer than
-    1280 pixels, else BT.709.
+    The format must be constant: YUV, RGB or grey, 8 to 16 bits or float. The model
+    reads RGB of 16 bits (8 bits from RGB24); VapourSynth's ``resize`` converts there
+    and back according to the properties of each frame. Without ``_Matrix`` that is
+    BT.601 up to 576 lines of fewer than 1280 pixels, else BT.709.
 
         clip = upscale(clip, scale=2, detail=0.5)
 
     Frames may be requested in any order and have the same pixels as in playing order.
-    After a seek the model starts at the last scene cut before the frame, or at a state it
-    has kept. Scenes begin where the program finds cuts (unless ``cuts=False``), and at
+    After a seek the model starts at the last scene cut before the frame, or at a saved
+    state. Scenes begin where the program finds cuts (unless ``cuts=False``), and at
     frames with ``_SceneChangePrev``.
 
     Args:
         clip: progressive frames, W x H pixels; the result has scale * W x scale * H.
-        scale: how many times as wide and high.
-        model, detail, strength, guard, match_colors, seed, device, precision, threads: as
-            in ``ultraflash_cli.open_stream``; detail and strength from 0 to 1, guard in
-            levels of 255, threads of the model on a CPU.
-        cuts: find scene cuts, where the model starts afresh.
+        scale: factor on width and height.
+        model, detail, strength, guard, match_colors, seed, device, precision, threads:
+            as in ``ultraflash_cli.open_stream``; detail and strength from 0 to 1, guard
+            in levels of 255, threads of the model on a CPU.
+        cuts: whether to detect scene cuts, at which the model is reset.
 
-    Raises vapoursynth.Error for a clip or option that is not possible, and for a device or
-    weights that are not there. A frame fails with it too: of an interlaced clip, or out of
-    memory.
+    Raises vapoursynth.Error for an unsupported clip or option, and for a device or
+    weights that are not available. Frames also raise it, for an interlaced clip or when
+    out of memory.
     """
     vs = _vapoursynth()
     try:
@@ -97,9 +97,9 @@ def upscale(
 def upscale_with(
     clip: "vs.VideoNode", stream: CausalStream, size: tuple[int, int], *, cuts: bool = True
 ) -> "vs.VideoNode":
-    """Return a clip of the frames that ``stream`` makes, ``size`` (width, height) pixels
-    large; else as ``upscale``. The stream takes and returns RGB [T, H, W, 3], uint8 from
-    RGB24 and uint16 from other formats, and is the clip's alone."""
+    """Return a clip of the frames produced by ``stream``, of ``size`` (width, height)
+    pixels; otherwise like ``upscale``. The stream takes and returns RGB [T, H, W, 3],
+    uint8 from RGB24 and uint16 from other formats, and is used only by this clip."""
     vs = _vapoursynth()
     _check(vs, clip)
     core = vs.core
@@ -109,10 +109,12 @@ def upscale_with(
     is_rgb = source_format.color_family == vs.RGB
     rgb_format = vs.RGB24 if source_format.id == vs.RGB24 else vs.RGB48
 
-    # What _Alpha holds has the old size. Each frame is needed twice: its pixels early, its properties late.
+    # The _Alpha property has the old size. Each frame is needed twice: its pixels
+    # early, its properties late.
     source = core.std.RemoveFrameProps(clip, "_Alpha")
     core.std.SetVideoCache(source, mode=1, fixedsize=True, maxsize=2 * core.num_threads + _SOURCES)
-    # RGB put together from planes of YUV may still have their matrix, which resize refuses.
+    # RGB assembled from YUV planes may still have their matrix property, which resize
+    # rejects.
     plain = core.std.RemoveFrameProps(source, "_Matrix") if is_rgb else source
 
     def to_rgb(n: int, f: "vs.VideoFrame") -> "vs.VideoNode":
@@ -144,7 +146,7 @@ def upscale_with(
 def _frame_maker(
     vs: Any, frames: SeekableStream, size: tuple[int, int], rgb_format: int
 ) -> "Callable[[int, vs.VideoFrame], vs.VideoFrame]":
-    """Return what makes the frames of a clip out of those of a stream."""
+    """Return the function that makes a clip's frames from those of a stream."""
     import numpy as np
 
     kind = vs.core.get_video_format(rgb_format)
@@ -153,7 +155,8 @@ def _frame_maker(
         try:
             pixels = frames.frame(n)
         except (UltraflashError, vs.Error) as error:
-            # VapourSynth shows the traceback too: that of an error within an error says nothing more.
+            # VapourSynth also shows the traceback; chained errors would add nothing to
+            # it.
             reason = str(error).strip().splitlines()[-1].removeprefix("vapoursynth.Error: ")
             raise vs.Error(reason if reason.startswith("ultraflash: ") else f"ultraflash: {reason}") from None
         made = vs.core.create_video_frame(kind, *size)
@@ -165,7 +168,7 @@ def _frame_maker(
 
 
 class _Reader:
-    """Reads the frames of an RGB clip, those ahead already under way where it is read in order."""
+    """Reads the frames of an RGB clip, prefetching when they are read in order."""
 
     def __init__(self, rgb: "vs.VideoNode", ahead: int) -> None:
         self._rgb = rgb
@@ -184,7 +187,8 @@ class _Reader:
                 if ahead not in self._coming:
                     self._coming[ahead] = self._rgb.get_frame_async(ahead)
         self._last = number
-        # VapourSynth lets another thread of its pool run while get_frame waits, but not while a future is waited for.
+        # VapourSynth runs another thread of its pool while get_frame waits, but not
+        # while waiting for a future.
         frame = coming.result() if coming is not None and coming.done() else self._rgb.get_frame(number)
         with frame:
             if field := int(frame.props.get("_FieldBased", 0)):
@@ -225,10 +229,10 @@ def _matrix(props: Mapping[str, Any], clip: "vs.VideoNode") -> int:
 
 
 def _range(props: Mapping[str, Any], *, is_rgb: bool) -> int:
-    """Return 1 for a frame of full range, 0 for limited range."""
+    """Return 1 for a full-range frame, 0 for limited range."""
     if "_Range" in props:
         return int(props["_Range"])
-    # The older property counts the other way round.
+    # The older property has the opposite values.
     return 1 - int(props.get("_ColorRange", 0 if is_rgb else 1))
 
 

@@ -1,3 +1,4 @@
-"""One screen a command: options in, job run, report shown."""
+"""The commands, each of which turns options into a job, runs it and shows the
+report."""
 
 __all__: list[str] = []

@@ -21,7 +21,7 @@ __all__ = ["bench"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(ModelName, MachineOptions):
-    """What is measured, and where."""
+    """The benchmarks to run, and the device."""
 
 
 @with_console(hidden=True)
@@ -164,7 +164,8 @@ def bench(
 
 
 def _estimate(console: Console, rates: str | None, *, json: bool) -> int:
-    """Print what full-size groups of the published model take at given rates."""
+    """Print the predicted times of full-size groups of the published model at given
+    rates."""
     from dataclasses import asdict
 
     from ultraflash_cli.bench.roofline import cascades, parse_rates, roofline
@@ -191,7 +192,8 @@ def _estimate(console: Console, rates: str | None, *, json: bool) -> int:
 
 
 def _check_generated_size(profile: "Profile", width_px: int, height_px: int) -> None:
-    """Raise UsageError, before anything is measured, for a size that the generator cannot make."""
+    """Raise UsageError, before any measurement, for a size that the generator does not
+    support."""
     config = profile.generator
     assert config is not None, "what is to generate has a generator"
     _, rows, columns = config.patch
@@ -208,7 +210,7 @@ def _check_generated_size(profile: "Profile", width_px: int, height_px: int) -> 
 
 
 def _installed(case: "BenchCase", profile: "Profile") -> bool:
-    """Return whether the weights of a model are there, so far as a measurement needs them."""
+    """Return whether the weights that a measurement needs are installed."""
     from ultraflash_cli.errors import WeightsError
     from ultraflash_cli.models.profile import upscaling_parts
     from ultraflash_cli.models.shelf import Shelf

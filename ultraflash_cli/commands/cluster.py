@@ -23,11 +23,12 @@ WorkDirArgument = Annotated[
     Path, typer.Argument(metavar="DIR", parser=as_path, help="The --work-dir of the plan, as this machine sees it.")
 ]
 _NOT_PLANNED = {"executor", "address", "workers", "html", "serve", "dry_run"}
-"""Options of `upscale` that `plan` does not have."""
+"""Options of `upscale` that `plan` lacks."""
 
 
 def _planning() -> Callable[..., int | None]:
-    """Return the command `plan`: `upscale` with its options, up to the units."""
+    """Return the command `plan`, which has the options of `upscale` and stops after
+    planning the units."""
     signature = inspect.signature(upscale.upscale)
     kept = [each for name, each in signature.parameters.items() if name not in _NOT_PLANNED]
 
@@ -54,11 +55,11 @@ def worker(
     folder: WorkDirArgument,
     index: Annotated[
         int | None,
-        typer.Option("--index", metavar="N", help="Compute unit N only, counted from 0; with --of a share of them."),
+        typer.Option("--index", metavar="N", help="Compute only unit N, counted from 0; with --of, a share of all."),
     ] = None,
     of: Annotated[
         int | None,
-        typer.Option("--of", metavar="M", help="With --index: every M-th unit from N on, as one of M workers."),
+        typer.Option("--of", metavar="M", help="With --index: every M-th unit starting at N, as one of M workers."),
     ] = None,
     any_unit: Annotated[
         bool, typer.Option("--any", help="Claim units until none is left; the default without --index.")
@@ -73,8 +74,8 @@ def worker(
 ) -> None:
     """Compute units of a plan; run it on as many machines as you like.
 
-    A worker that dies is noticed by its silence, and another one resumes its unit. A unit that fails twice fails its
-    file; the others go ahead.
+    If a worker dies, the others notice and one of them resumes its unit. A unit that
+    fails twice fails its file; the others go ahead.
     """
     from ultraflash_cli.jobs.cluster.presence import present_in
     from ultraflash_cli.jobs.cluster.units import read_plan
@@ -111,8 +112,9 @@ def worker(
 def join(console: Console, folder: WorkDirArgument, json: JsonOption = False) -> None:
     """Put the outputs of a plan in place once their units are done.
 
-    Every output is checked as after a local run. Files with unfinished or failed units are named; `ultraflash worker`
-    finishes the former, and `ultraflash plan`, run again, lets the latter be tried again.
+    Every output is checked as after a local run. Files with unfinished or failed units
+    are listed: `ultraflash worker` finishes the former, and running `ultraflash plan`
+    again allows another attempt at the latter.
     """
     from ultraflash_cli.jobs.cluster.join import join_units
     from ultraflash_cli.jobs.cluster.presence import present_in

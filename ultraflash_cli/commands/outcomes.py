@@ -1,4 +1,5 @@
-"""What commands over several clips share: outcomes as they come, and a summary of failures."""
+"""Shared by commands for several clips: show outcomes as they arrive, and a summary of
+failures."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["show_outcomes"]
 
 _NAMED = 20
-"""How many failed files the last line names."""
+"""Maximum number of failed files named in the last line."""
 
 
 def show_outcomes(

@@ -1,4 +1,4 @@
-"""What `upscale --preview` shows besides the clip: pages, and single frames."""
+"""Output of `upscale --preview` besides the clip: pages, and single frames."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -15,7 +15,8 @@ __all__ = ["check_pages", "show_still", "with_pages"]
 
 
 def show_still(console: Console, jobs: "Sequence[UpscaleJob]", *, html: bool, dry_run: bool, json: bool) -> None:
-    """Make the two pictures of `--preview frame@TIME` and show where they are. Raises UsageError for several inputs."""
+    """Write the two pictures of `--preview frame@TIME` and print their paths. Raises
+    UsageError for several inputs."""
     from ultraflash_cli.jobs.running.still import run_still
 
     if len(jobs) != 1:
@@ -33,7 +34,8 @@ def show_still(console: Console, jobs: "Sequence[UpscaleJob]", *, html: bool, dr
 
 
 def check_pages(jobs: "Sequence[UpscaleJob]") -> None:
-    """Refuse, before any work, jobs that no page can be made for. Raises UsageError, OutputError."""
+    """Reject, before any work, jobs for which no page can be written. Raises
+    UsageError, OutputError."""
     from ultraflash_cli.jobs.pages.previewing import check_preview
 
     for job in jobs:

@@ -24,7 +24,7 @@ def probe(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what is in a file and what `upscale` would make of it."""
+    """Show the contents of a file and how `upscale` would process it."""
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
     from ultraflash_cli.jobs.running.prepare import prepare
 
@@ -36,7 +36,8 @@ def probe(
             console.data({"file": str(file), "error": str(error), "exit_code": error.exit_code})
         raise
 
-    # Only now, since these load torch, which takes longer than everything else here.
+    # Imported late, since these import torch, which takes longer than everything else
+    # here.
     from ultraflash_cli.jobs.running.forecast import Forecaster, describe_forecast
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.upscale import Upscaling

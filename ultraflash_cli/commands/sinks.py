@@ -1,4 +1,5 @@
-"""Outputs that take a stream: standard output under any of its names, named pipes, the null device."""
+"""Outputs that are streams: standard output under any of its names, named pipes, the
+null device."""
 
 import io
 import os
@@ -56,7 +57,7 @@ def takes_stream(output: Path | None) -> bool:
 
 @contextmanager
 def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Generator[BinaryIO | None]:
-    """Open the stream of an output, None for one that is a file.
+    """Open the stream of an output; None for a file.
 
     A named pipe is opened once it has a reader; a dry run does not wait for one. Raises OutputError.
     """
@@ -82,7 +83,8 @@ def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Gene
 
 @contextmanager
 def opened_show(address: str | None, console: Console, *, dry_run: bool) -> "Generator[Show | None]":
-    """Open the address where a browser may watch; returns None if it is not requested. Raises UsageError."""
+    """Start serving the job to browsers at an address; None if not requested. Raises
+    UsageError."""
     if address is None:
         yield None
         return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 _PREVIEW_FRAMES = 17
-"""Frames of a clip in a preview."""
+"""Number of frames per clip in a preview."""
 
 app = typer.Typer(
     cls=HeadedGroup,

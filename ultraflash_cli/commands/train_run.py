@@ -22,11 +22,12 @@ _DATA = {
     "pairs": "Pairs of make-pairs.",
     "scenes": "Encoded scenes; without them, new ones are rendered.",
 }
-"""Help of `--data`, by what a recipe learns from."""
+"""Help of `--data`, by the kind of data."""
 
 
 def recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | None]:
-    """Make the command of a recipe; `old` warns that `run` is missing before its name."""
+    """Return the command of a recipe; `old` warns that `run` is missing before the
+    recipe's name."""
 
     @with_console(hidden=True)
     def train(
@@ -192,7 +193,7 @@ def recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | 
 
 
 def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
-    """Print what a run needs."""
+    """Print the cost of a run."""
     fleet = cost.fleet
     if json:
         console.data(
@@ -231,7 +232,7 @@ def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
 
 
 def _starts(values: list[str] | None) -> tuple[tuple[Path, ...], tuple[tuple[str, Path], ...]]:
-    """Return the files of runs, and those of single roles (ROLE=FILE)."""
+    """Return the weight files of runs, and those of single roles (ROLE=FILE)."""
     whole, parts = list[Path](), list[tuple[str, Path]]()
     for value in values or []:
         role, separator, path = value.partition("=")

@@ -1,4 +1,5 @@
-"""What `upscale`, `generate` and `plan` share where several workers compute: checks, the plan in words, the run."""
+"""Shared by `upscale`, `generate` and `plan` for several workers: checks, description
+of the plan, and the run."""
 
 import re
 import shutil
@@ -25,7 +26,7 @@ __all__ = ["Crew", "choose_crew", "read_device", "run_by_crew"]
 
 
 def read_device(device: str | None) -> None:
-    """Raise UsageError for a device that there cannot be."""
+    """Raise UsageError for an invalid device name."""
     if device is not None and not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
         raise UsageError(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, got {device!r}")
 
@@ -35,14 +36,14 @@ class Crew:
     """Who computes a job in units."""
 
     executor: str
-    """`local`, `ray`, or `workers` for those that others start."""
+    """`local`, `ray`, or `workers` for workers that are started separately."""
     folder: Path
-    """Where plan and units are kept."""
+    """Folder of the plan and its units."""
     is_temporary: bool
-    """The folder has a default name, and goes when all is done."""
+    """Whether the folder has a default name and is deleted at the end."""
     unit_frames: int
     devices: tuple[str, ...]
-    """The device of each process of this machine; with Ray of each actor's machine."""
+    """Device of each process on this machine, or with Ray of each actor's machine."""
     address: str | None
     workers: int | None
 
@@ -58,17 +59,18 @@ def choose_crew(
     unit_frames: int = UNIT_FRAMES,
     impossible: Sequence[tuple[str, bool]] = (),
 ) -> tuple[Crew | None, SharedOptions]:
-    """Return who computes a job in units, None if this process does it as a whole, and the options for each worker.
+    """Return the workers that compute a job in units, or None if this process computes
+    it as a whole, and the options for each worker.
 
     Args:
         executor: `--executor`.
-        shared: options, among which `--device` may name several devices.
+        shared: shared options; `--device` may list several devices.
         work_dir: `--work-dir`.
         address: `--address`.
         workers: `--workers`.
-        near: an output or input next to which the folder is, where it need not be shared.
+        near: an output or input next to which the folder is created if it need not be shared.
         unit_frames: `--unit-frames`.
-        impossible: options that need a single process, and whether they were given.
+        impossible: options that need a single process, with whether they were given.
 
     Raises UsageError.
     """
@@ -121,7 +123,8 @@ def run_by_crew(
     keep_going: bool,
     json: bool,
 ) -> None:
-    """Plan the jobs, and unless others do let the crew compute and join them; fails as `show_outcomes` does."""
+    """Plan the jobs and, unless separate workers do so, compute and join them; raises
+    the errors of `show_outcomes`."""
     from ultraflash_cli.jobs.cluster.planner import PlanOutcome, plan_units
     from ultraflash_cli.jobs.cluster.presence import present_in
 
@@ -152,7 +155,7 @@ def run_by_crew(
 
 
 def _compute(console: Console, crew: Crew, files: "Sequence[PlannedFile]", stop: "Stop") -> dict[str, object]:
-    """Have the workers compute the files; return what the report says about the machines."""
+    """Make the workers compute the files; return the report's section on machines."""
     from ultraflash_cli.jobs.cluster.crew import compute_by_processes
     from ultraflash_cli.jobs.cluster.overview import Overview
     from ultraflash_cli.jobs.cluster.units import read_plan
@@ -178,7 +181,7 @@ def _compute(console: Console, crew: Crew, files: "Sequence[PlannedFile]", stop:
 
 
 def _joined(console: Console, crew: Crew, planned: "Sequence[PlanOutcome]", stop: "Stop") -> "Iterator[Outcome]":
-    """Join what was computed, and yield the outcomes of all jobs."""
+    """Join the computed units, and yield the outcomes of all jobs."""
     from ultraflash_cli.jobs.cluster.join import join_units
     from ultraflash_cli.jobs.cluster.units import read_plan
 
@@ -209,7 +212,7 @@ def _until_failure(outcomes: "Iterable[PlanOutcome]", *, keep_going: bool) -> "I
 def _show_planned(
     console: Console, outcomes: "Sequence[PlanOutcome]", folder: Path, *, count: int, is_batch: bool, json: bool
 ) -> None:
-    """Show what was planned, and what to do with it; fails as `show_outcomes` does."""
+    """Show the plan and the next steps; raises the errors of `show_outcomes`."""
     failed: list[str] = []
     files = [outcome.file for outcome in outcomes if outcome.file is not None]
     units = sum(file.units for file in files)

@@ -1,4 +1,4 @@
-"""A whole command timed for `ultraflash bench`, file to file."""
+"""Time a whole command, from file to file, for `ultraflash bench`."""
 
 import tempfile
 from fractions import Fraction
@@ -30,7 +30,7 @@ _RATE = 24
 
 
 def measure_wall(case: BenchCase) -> WallTime:
-    """Run the command of a case in a folder that goes away again."""
+    """Run the command of a case in a temporary folder."""
     keep_freed_memory()
     first_group: list[int] = []
 
@@ -89,7 +89,7 @@ def _shared(case: BenchCase) -> dict[str, Any]:
 
 
 def _write_clip(case: BenchCase, path: Path) -> None:
-    """Write a made clip of two groups more than are timed, in H.264."""
+    """Write a synthetic H.264 clip with two groups more than are timed."""
     count = case.frames + 8 * find_profile(case.model).group_latents
     spec = made_spec(
         width_px=case.width_px,

@@ -241,13 +241,14 @@ def lock_weights(
 
 
 def _licence(entry: "WeightEntry", store: "WeightStore") -> str:
-    """Return the licence of the installed file, else of the first place in the list."""
+    """Return the licence of the installed file, or else of the first location in the
+    list."""
     receipt = None if entry.packaged else store.receipt(entry)
     return (receipt.licence if receipt else "") or entry.licence
 
 
 def _offer(console: Console, plan: "PullPlan") -> None:
-    """Show what will be downloaded, its licence, and what it will be checked against."""
+    """Show the planned downloads with their licences and checks."""
     from ultraflash_cli.weights.licences import licence_of
 
     against = {

@@ -105,10 +105,10 @@ def run_ffmpeg(arguments: Sequence[str], *, what: str, folder: Path | None = Non
 
 
 def scores_of_pairs(output: View, reference: View, measuring: str) -> str:
-    """Return what a filter of two inputs writes about their frames, paired by number; empty if it writes nothing.
-
-    ``measuring`` is the filter and its options, the last one being that of the file to write, without a value. Raises
-    InputError if one of the clips cannot be read or the sizes differ.
+    """Return the output of a filter with two inputs whose frames are paired by number;
+    empty if it writes nothing. ``measuring`` is the filter with its options, ending
+    with the name of the output-file option. Raises InputError if a clip cannot be read
+    or the sizes differ.
     """
     graph = f"{paired(output, reference)};[out][ref]{measuring}=scores"
     inputs = ["-i", str(output.path.resolve()), "-i", str(reference.path.resolve())]

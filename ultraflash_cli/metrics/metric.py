@@ -1,4 +1,4 @@
-"""How a number is called and read."""
+"""Name and format of a metric."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ __all__ = ["Metric"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """How a number is called and read."""
+    """Name and format of a metric."""
 
     title: str
     unit: str
     digits: int
-    """Decimals that mean something."""
+    """Number of significant decimals."""
     higher_is_better: bool

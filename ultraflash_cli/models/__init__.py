@@ -1,3 +1,3 @@
-"""Names to built networks: the one room where engine and weights meet."""
+"""Build networks by name: the only package that combines engine and weights."""
 
 __all__: list[str] = []

@@ -1,4 +1,5 @@
-"""The names and shapes that each published file has to hold, taken from the engine's own networks."""
+"""Expected tensor names and shapes of each published file, derived from the engine's
+networks."""
 
 from collections.abc import Callable
 
@@ -27,7 +28,8 @@ Shapes = dict[str, Shape]
 
 
 def expected_shapes(architecture: str) -> Shapes:
-    """Return the published name and the shape of every tensor of an architecture; no memory is taken for values."""
+    """Return the published name and the shape of every tensor of an architecture; no
+    memory is allocated for values."""
     return ARCHITECTURES[architecture]()
 
 
@@ -87,7 +89,8 @@ def _wan_vae() -> Shapes:
 
 
 def _text_encoder() -> Shapes:
-    # From the sizes alone: a pull does not need the package that runs the network.
+    # Computed from sizes, so that a pull does not need the package that runs the
+    # network.
     config = TextEncoderConfig()
     dim, ffn = config.dim, config.ffn_dim
     by_ending: Shapes = {

@@ -1,8 +1,7 @@
-"""Devices besides CPUs and CUDA: what torch calls them, what they can hold, and what they run.
-
-Neither has been run on real hardware by this project, and both are known to fail silently:
-``models.parity`` compares each with the CPU before it is used. AMD GPUs are not in this list;
-torch's ROCm build presents them as ``cuda``.
+"""Devices besides CPUs and CUDA: their torch names, memory and supported models.
+Neither has been tested on real hardware by this project, and both are known to fail
+silently: ``models.parity`` compares each with the CPU before it is used. AMD GPUs are
+not in this list; torch's ROCm build presents them as ``cuda``.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from torch import nn
 __all__ = ["BACKENDS", "MODELS", "Backend", "backend_of", "place"]
 
 MODELS = frozenset({"lite", "tiny-lite"})
-"""What these devices run: the built-in upscaler, and its small stand-in of tests."""
+"""Models supported on these devices: the built-in upscaler, and its small substitute
+for tests."""
 
 
 def _moved(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -26,17 +26,17 @@ class Backend:
     """A kind of device."""
 
     name: str
-    """What ``--device`` calls it."""
+    """Name for ``--device``."""
     title: str
-    """Its name in messages."""
+    """Name in messages."""
     count: Callable[[], int]
     """Returns the number of such devices."""
     device: Callable[[int], torch.device]
     """Returns the device with a given index."""
     free_bytes: Callable[[torch.device], int | None]
-    """Returns the memory that is free for a job; None if unknown."""
+    """Returns the free memory for a job in bytes; None if unknown."""
     place: Callable[[nn.Module, torch.device, torch.dtype], nn.Module] = _moved
-    """Moves a network there."""
+    """Moves a network to the device."""
 
 
 def _mps_free(_device: torch.device) -> int:
@@ -63,7 +63,7 @@ BACKENDS: dict[str, Backend] = {
         free_bytes=_xpu_free,
     ),
 }
-"""By name."""
+"""Backends by name."""
 
 
 def backend_of(device: torch.device) -> Backend | None:

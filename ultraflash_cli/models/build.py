@@ -1,4 +1,5 @@
-"""Networks to cascades: what upscales, and what makes a clip of a prompt."""
+"""Build cascades from networks: for upscaling, and for generating a clip from a
+prompt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Speedups:
     """Whether to generate the next group on a separate stream while the current one is refined."""
 
     def new_graphs(self, device: torch.device) -> Graphs:
-        """Return what runs the steps of stages on ``device``."""
+        """Return the runner of stages' steps on ``device``."""
         return Graphs(CudaRecorder(device)) if self.graphs and device.type == "cuda" else EAGER
 
 
@@ -82,9 +83,9 @@ def build_upscaler(
     yuv: YuvFormat | None = None,
     guard: Guard | None = None,
 ) -> Upscaler:
-    """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError if weights are not right.
-
-    ``detail`` is how far a pixel path goes from faithful (0) to detailed (1).
+    """Load the parts of a model that ``plan`` needs and build the upscaler. Raises
+    WeightsError for missing or invalid weights. ``detail`` interpolates a pixel path
+    from faithful (0) to detailed (1).
     """
     profile = profile.at_scale(plan.scale)
     dtype_of = stage_precisions(profile, precision, device)
@@ -114,9 +115,9 @@ def build_text_to_video(
     timer: StageTimer = untimed,
     speedups: Speedups = Speedups(),
 ) -> TextToVideo:
-    """Load what making a video needs; ``scale`` 1 stays at the base size, ``low_frames`` asks for those frames too.
-
-    ``long`` takes the generator's long variant. Raises WeightsError if weights are not right.
+    """Load the parts for generating a video; ``scale`` 1 stays at the base size,
+    ``low_frames`` requests frames of that size too. ``long`` selects the generator's
+    long variant. Raises WeightsError for missing or invalid weights.
     """
     part = "long_generator" if long else "generator"
     config = profile.long_generator if long else profile.generator
@@ -146,7 +147,8 @@ def build_text_to_video(
 
 
 def take_base_decoder(shelf: Shelf, profile: Profile, *, device: torch.device, precision: str) -> Decoder:
-    """Return what makes frames of low-resolution latents. Raises WeightsError if its weights are not right."""
+    """Return the decoder of low-resolution latents. Raises WeightsError for missing or
+    invalid weights."""
     dtype = stage_precisions(profile, precision, device)("decoder")
     decoder = shelf.take(profile, "decoder", profile.base_decoder, device=device, dtype=dtype)
     assert isinstance(decoder, Decoder)
@@ -216,7 +218,7 @@ def take_pixel_path(
 
 
 def speedups_within(memory: MemoryPlan, device: torch.device, *, graphs: bool) -> Speedups:
-    """Choose the ways that make work on a GPU denser where a memory plan leaves room for them."""
+    """Choose the speedups on a GPU for which a memory plan leaves room."""
     roomy = memory.budget_bytes is None or memory.total + memory.beside_bytes <= memory.budget_bytes
     fits = device.type == "cuda" and roomy
     beside = memory.total + memory.beside_bytes + memory.ring_bytes
@@ -229,7 +231,8 @@ def speedups_within(memory: MemoryPlan, device: torch.device, *, graphs: bool) -
 
 
 def find_scorer() -> Scorer:
-    """Return the scorer of a plug-in in the entry-point group ``ultraflash.scorers``, else the built-in one."""
+    """Return the scorer of a plug-in in the entry-point group ``ultraflash.scorers``,
+    or else the built-in one."""
     for plugin in sorted(entry_points(group=_SCORERS), key=lambda each: each.name):
         return plugin.load()()
     return SharpnessDrift()

@@ -19,15 +19,17 @@ class Built(Generic[ModelT]):
     weights: dict[str, str]
     """The sha256 of every weight file by its name."""
     memory_plan: str = ""
-    """How its memory plan changes the result, however little; work is not resumed under another plan."""
+    """How its memory plan changes the result, even slightly; work is not resumed with a
+    different plan."""
     planned_bytes: int | None = None
-    """What that plan is for; None if none was made."""
+    """Size of that plan; None if there is none."""
     state_bytes: int = 0
-    """What a saved state takes."""
+    """Size of a saved state in bytes."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
-    """The model's settings besides its weights: condition noise, timestep, remembered blocks."""
+    """Settings of the model besides its weights: condition noise, timestep, cached
+    blocks."""
     warnings: tuple[str, ...] = ()
-    """What was noticed along the way: a prompt that was cut, a smaller plan for lack of memory."""
+    """Warnings from loading: a truncated prompt, a smaller plan for lack of memory."""
     frame_seconds: float | None = None
     """Predicted time per frame; None if unknown."""
 

@@ -1,4 +1,4 @@
-"""Where a model runs and in what arithmetic."""
+"""Choice of a model's device and precision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +21,17 @@ __all__ = [
 
 _NAMES = "auto, cpu, cuda[:i], mps or xpu[:i]"
 _IN_8_BITS = frozenset({"generator", "sr_dit"})
-"""Parts that ``--precision fp8`` puts into 8 bits."""
+"""Parts that ``--precision fp8`` converts to 8 bits."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str, *, model: str | None = None) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda[:i]``, ``mps`` or ``xpu[:i]`` into a device and make it the current one.
 
-    ``model`` is what an upscale runs there; without one, only CPUs and CUDA will do. ``auto`` is CUDA or the CPU. On a
-    CUDA device float32 is IEEE float32 from then on: TF32, which torch uses for convolutions by default, keeps 10 bits
-    of the mantissa. Raises DeviceError for a device that is not there, or does not run the model.
+    ``model`` is the model of an upscale; without one, only CPUs and CUDA are allowed.
+    ``auto`` is CUDA or the CPU. On a CUDA device float32 is IEEE float32 from then on:
+    TF32, torch's default for convolutions, keeps only 10 bits of the mantissa. Raises
+    DeviceError for a device that is not available or does not support the model.
     """
     device = _named_device(name, model)
     if device.type == "cuda":
@@ -66,11 +67,11 @@ def _backend_device(name: str, kind: str, number: int, model: str | None) -> tor
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn ``auto``, ``fp32``, ``bf16`` or ``fp8`` into the dtype of what is not in 8 bits.
-
-    ``auto`` is bf16 on a CUDA device and on CPUs whose bf16 convolutions are the faster ones (AMX, or AMD with
-    avx512_bf16; Intel without AMX runs them at half the speed of float32), else float32. Raises DeviceError for
-    ``fp8`` where ``device`` cannot multiply 8 bits.
+    """Turn ``auto``, ``fp32``, ``bf16`` or ``fp8`` into the dtype of everything not in
+    8 bits. ``auto`` is bf16 on a CUDA device and on CPUs with faster bf16 convolutions
+    (AMX, or AMD with avx512_bf16; Intel without AMX runs them at half the speed of
+    float32), else float32. Raises DeviceError for ``fp8`` if ``device`` does not
+    support 8-bit matmuls.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -87,10 +88,10 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def stage_precisions(profile: Profile, name: str, device: torch.device) -> Callable[[str], torch.dtype]:
-    """Return what gives each part its dtype: the profile's own on a GPU under ``auto`` and ``fp8``, else one for all.
-
-    The full autoencoder stays in float32 unless another precision is requested. Under ``fp8`` the transformers are
-    bfloat16 around what is in 8 bits (``fp8_parts``).
+    """Return the function from parts to dtypes: the profile's own on a GPU under
+    ``auto`` and ``fp8``, else one dtype for all. The full autoencoder stays in float32
+    unless another precision is requested. Under ``fp8`` the transformers are bfloat16
+    except for their 8-bit parts (``fp8_parts``).
     """
     one = choose_precision(name, device)
     own = {part: _DTYPES[precision] for part, precision in profile.precisions}
@@ -104,20 +105,20 @@ def stage_precisions(profile: Profile, name: str, device: torch.device) -> Calla
 
 
 def fp8_parts(precision: str) -> frozenset[str]:
-    """Return the parts whose linear layers and attention are put into 8 bits."""
+    """Return the parts whose linear layers and attention are converted to 8 bits."""
     return _IN_8_BITS if precision == "fp8" else frozenset()
 
 
 def precision_warnings(precision: str) -> list[str]:
-    """Return what a precision changes in the pixels."""
+    """Return warnings about a precision that changes pixels."""
     if precision != "fp8":
         return []
     return ["--precision fp8 rounds the transformers' weights and inputs to 8 bits, which changes pixels"]
 
 
 def precision_name(profile: Profile, name: str, device: torch.device) -> str:
-    """Return the name of the precision that the stages of an upscale run in; ``mixed`` where they
-    differ, but for fp8."""
+    """Return the name of the precision of an upscale's stages; ``mixed`` if they
+    differ, except under fp8."""
     if name == "fp8":
         return name
     dtype_of = stage_precisions(profile, name, device)

@@ -1,5 +1,5 @@
-"""How much work a job is for the model, counted without its weights, and how long it takes
-here, from a short look at a small picture."""
+"""Work of a job, counted without weights, and the speed of the model here, measured
+briefly on a small picture."""
 
 import functools
 import time
@@ -33,47 +33,45 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _META = torch.device("meta")
 _STEADY_GROUPS = 3
-"""From this group on every one is as much work as the next."""
+"""Number of groups after which all groups are equal work."""
 _COUNTED_GROUPS = 2
 _LOOKED_AT = 100_000_000
-"""Parameters of the largest generator that is timed along with what refines its clips."""
+"""Maximum parameters of a generator that is timed together with its refiner."""
 _LOOK_STEP_PX = 64
-"""Its sides are multiples of this, which every patch divides."""
+"""Sides of the small picture are multiples of this, which every patch size divides."""
 _LOOK_SHRINK = 4
-"""How much smaller the sides of the picture are on which a cascade is timed."""
+"""Factor by which the sides of the picture for timing a cascade are smaller."""
 
 
 class GenerationWork(NamedTuple):
-    """Operations of a clip, the reading of its words left out; a multiply-add is 2."""
+    """Operations of a clip without text encoding; a multiply-add is 2."""
 
     generator: float
     frames: float
-    """Of what turns latents into frames and enlarges them."""
+    """Operations of decoding and enlarging frames."""
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Total operations."""
         return self.generator + self.frames
 
 
 class GenerationRates(NamedTuple):
-    """How many operations of each kind run here per second."""
+    """Operations of each kind per second on this machine."""
 
     generator: float
     frames: float
 
     def seconds(self, work: GenerationWork) -> float:
-        """Return how long this work takes."""
+        """Return the seconds that this work takes."""
         return work.generator / self.generator + work.frames / self.frames
 
 
 @functools.cache
 def flops_per_frame(profile: Profile, height_px: int, width_px: int) -> float | None:
-    """Count what the model does for a frame of an upscaling, of ``height_px`` x
-    ``width_px`` as padded; a multiply-add is 2.
-
-    ``profile`` is at the scale of the job. None where the work depends on what is seen:
-    attention that chooses its blocks.
+    """Count the model's operations per frame of an upscaling, padded to ``height_px`` x
+    ``width_px``; a multiply-add is 2. ``profile`` is at the scale of the job. None if
+    the work depends on the content, as in attention that selects blocks.
     """
     if profile.pixels is None:
         return None
@@ -94,8 +92,9 @@ def flops_per_frame(profile: Profile, height_px: int, width_px: int) -> float | 
 def generation_work(
     profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int, *, low_frames: bool
 ) -> GenerationWork | None:
-    """Count the work of a clip: the first two groups, the others by their lengths. None
-    where a large model refines what it generates: a look at its speed would take long."""
+    """Count the work of a clip: the first two groups directly, the others by their
+    lengths. None for a large model that refines its clips, as measuring its speed would
+    take long."""
     if scale > 1 and parameters(generator) > _LOOKED_AT:
         return None
     profile = profile.at_scale(scale) if scale > 1 else profile
@@ -111,11 +110,9 @@ def generation_work(
 def generation_rates(
     video: TextToVideo, context: Tensor, *, clock: Callable[[], float] = time.perf_counter
 ) -> GenerationRates:
-    """Return how fast a cascade with its weights runs here, timed on the first group of a
-    small picture.
-
-    A generator with positions for one size is timed on a whole one: on a CPU, where that
-    takes seconds, for a chunk, and what makes frames of it on a small picture.
+    """Return the speed of a cascade here, timed on the first group of a small picture.
+    A generator with position embeddings for one size is timed at that size: for one
+    chunk on a CPU, where that takes seconds, with the rest timed on a small picture.
     """
     profile, device = video.profile, context.device
     whole = profile.base_size
@@ -126,7 +123,7 @@ def generation_rates(
         height, width = small if video.sampler.config.grid is None else whole
         (work,) = _counted_groups(bare, height, width, groups=1)
         states = [_state(video, height, width, context) for _ in range(2)]
-        video.step(states[0])  # finds kernels and memory
+        video.step(states[0])  # selects kernels and allocates memory
         started_s = clock()
         video.step(states[1])
         video.settle()
@@ -163,7 +160,8 @@ def _generate_chunk(video: TextToVideo, state: TextToVideoState) -> None:
 
 
 def _make_frames(video: TextToVideo, state: TextToVideoState, height: int, width: int) -> None:
-    """Make a chunk's frames of so many pixels a side at the base size, and discard them."""
+    """Decode and enlarge a chunk of ``height`` x ``width`` pixels at the base size, and
+    discard it."""
     rows, columns = height // LATENT_PX, width // LATENT_PX
     anchor, length = state.generator.anchor_bcthw, video.plan.chunks[0]
     stages = [
@@ -179,7 +177,7 @@ def _state(video: TextToVideo, height: int, width: int, context: Tensor) -> Text
 
 
 def _counted_groups(video: TextToVideo, height: int, width: int, *, groups: int) -> list[GenerationWork]:
-    """Count the first groups of a clip of so many pixels a side, one by one."""
+    """Count the first groups of a clip of ``height`` x ``width`` pixels, one by one."""
     counted: list[GenerationWork] = []
     with torch.inference_mode(), counting_flops() as so_far:
         state = _state(video, height, width, _context(video.profile))
@@ -193,7 +191,7 @@ def _counted_groups(video: TextToVideo, height: int, width: int, *, groups: int)
 
 
 class _Kinds:
-    """In place of a timer of stages: counts the work of the generator."""
+    """Replaces the stage timer, and counts the work of the generator."""
 
     def __init__(self, so_far: Callable[[], int]) -> None:
         self.generated = 0
@@ -237,7 +235,7 @@ def _pixel_refiner(profile: Profile) -> PixelRefiner:
 
 
 def _bare(build: Callable[[], NetworkT]) -> NetworkT:
-    """Build a network that has shapes and no weights."""
+    """Build a network on the meta device, without weights."""
     with _META:
         network = build()
     return network.to(torch.bfloat16).eval().requires_grad_(False)

@@ -1,4 +1,5 @@
-"""The engine as a job sees it: pictures in, pictures out, states that can be saved and read back."""
+"""The engine's interface for jobs: pictures in, pictures out, and states that can be
+saved and loaded."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -32,17 +33,18 @@ __all__ = [
 ]
 
 Pictures = Sequence[np.ndarray | PendingPicture]
-"""Finished pictures, or pictures on their way from the device: whoever needs one waits for it."""
+"""Pictures, finished or still being copied from the device."""
 
 StateT = TypeVar("StateT")
 
 _GPU_WEIGHT = 12
-"""A byte of a state on a GPU counts as so many: frames come many times as fast there, and the thread that encodes them
-hashes and writes the state, too."""
+"""Weight of a byte of a state on a GPU: frames are produced much faster there, and the
+thread that encodes them also hashes and writes the state."""
 
 
 class FrameUpscaler(Protocol):
-    """The model as a job sees it: pictures in, pictures out, the state in the job's hands."""
+    """A model's interface for upscaling jobs: pictures in, pictures out, with the state
+    held by the job."""
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -50,12 +52,13 @@ class FrameUpscaler(Protocol):
         ...
 
     def guarded(self) -> "Counting | None":
-        """Return how many pixels so far strayed from the source and were blended back, and of how many; None without
-        a guard."""
+        """Return the number of pixels so far that departed from the source and were
+        blended back, and the number of all; None without a guard."""
         ...
 
     def group_frames(self, first: bool) -> int:
-        """Count the frames of a group: of the first one of a scene, or of a later one."""
+        """Return the number of frames in a group, either the first one of a scene or a
+        later one."""
         ...
 
     def init_state(self, *, seed: int, first_frame: int) -> Any:
@@ -63,27 +66,27 @@ class FrameUpscaler(Protocol):
         ...
 
     def step(self, state: Any, frames: "list[np.ndarray]") -> "tuple[Any, Pictures]":
-        """Take frames `[H, W, 3]`, return the new state and the frames that are finished."""
+        """Process frames `[H, W, 3]`; return the new state and the finished frames."""
         ...
 
     def held(self, state: Any) -> int:
-        """Count the frames that are taken in and whose pictures are not out yet, after a whole group."""
+        """Return the number of frames whose results are pending after a whole group."""
         ...
 
     def end(self, state: Any, frames: "list[np.ndarray]") -> "Pictures":
-        """End the scene with its last, shorter group, which may be empty: return all frames that are inside."""
+        """End the scene with its last, shorter group, which may be empty; return all
+        pending frames."""
         ...
 
     def state_bytes(self, state: Any) -> int:
-        """Return what saving the state costs, in bytes, the same for every state of a size.
-
+        """Return the cost of saving the state in bytes, which depends only on its size.
         Bytes of a state on a GPU count several times.
         """
         ...
 
     def save_state(self, state: Any) -> StateContent:
-        """Return the state as safetensors content, which may still be being copied; the state may be overwritten
-        meanwhile."""
+        """Return the state as safetensors content, possibly still being copied; the
+        state may be overwritten meanwhile."""
         ...
 
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> Any:
@@ -92,7 +95,7 @@ class FrameUpscaler(Protocol):
 
 
 class FrameGenerator(Protocol):
-    """The model of one clip to generate as a job sees it: no pictures in, pictures out group by group."""
+    """A model's interface for generating one clip: pictures out, group by group."""
 
     @property
     def group_frames(self) -> tuple[int, ...]:
@@ -109,19 +112,23 @@ class FrameGenerator(Protocol):
         ...
 
     def step(self, state: Any) -> "tuple[Any, Pictures, Pictures]":
-        """Make the next group: return the new state, its pictures, and where requested those of the base size."""
+        """Generate the next group; return the new state, its pictures and, if
+        requested, those at the base size."""
         ...
 
     def counters(self, state: Any) -> dict[str, int]:
-        """Count what was done and what was saved up to this state, by name."""
+        """Return counts of computed and skipped operations up to this state, by
+        name."""
         ...
 
     def state_bytes(self, state: Any) -> int:
-        """Return what saving the state costs, in bytes, as ``FrameUpscaler.state_bytes`` does."""
+        """Return the cost of saving the state in bytes, like
+        ``FrameUpscaler.state_bytes``."""
         ...
 
     def save_state(self, state: Any) -> StateContent:
-        """Return the state as safetensors content, which may still be on its way; it may be overwritten then."""
+        """Return the state as safetensors content, possibly still being copied; the
+        state may be overwritten meanwhile."""
         ...
 
     def load_state(self, content: bytes, *, seed: int) -> Any:
@@ -130,14 +137,14 @@ class FrameGenerator(Protocol):
 
 
 def as_frame_upscaler(upscaler: "Upscaler", timer: "StageClock") -> FrameUpscaler:
-    """Return the engine's upscaler as a job sees it."""
+    """Return the engine's upscaler with the interface for jobs."""
     return UpscaledFrames(upscaler, timer)
 
 
 def as_frame_generator(
     video: "TextToVideo", context: "Tensor", base_size: tuple[int, int], timer: "StageClock"
 ) -> FrameGenerator:
-    """Return the engine's cascade of a prompt as a job sees it."""
+    """Return the engine's text-to-video cascade with the interface for jobs."""
     return GeneratedFrames(video, context, None, base_size, timer, shows_low=video.refiner is None)
 
 
@@ -147,7 +154,7 @@ def finished_picture(picture: np.ndarray | PendingPicture) -> np.ndarray:
 
 
 class UpscaledFrames:
-    """The engine's upscaler with its states as bytes and its stages timed."""
+    """The engine's upscaler, with states as bytes and timed stages."""
 
     def __init__(self, upscaler: "Upscaler", timer: "StageClock") -> None:
         from ultraflash_cli.engine.snapshot import snapshots_for
@@ -194,12 +201,13 @@ class UpscaledFrames:
 
 
 def saving_bytes(state_bytes: int, device: str) -> int:
-    """Return what saving a state of this many bytes on a device counts as, as ``FrameUpscaler.state_bytes`` does."""
+    """Return the cost of saving a state of this many bytes on a device, see
+    ``FrameUpscaler.state_bytes``."""
     return state_bytes * (_GPU_WEIGHT if device.startswith("cuda") else 1)
 
 
 def _tensors(state: object) -> "dict[str, Tensor]":
-    """Return the leaves of a state where they are."""
+    """Return the leaves of a state on their devices."""
     from ultraflash_cli.engine.cache import without_spares
     from ultraflash_cli.engine.stage import as_tensor, state_leaves
 
@@ -208,7 +216,7 @@ def _tensors(state: object) -> "dict[str, Tensor]":
 
 
 def _filled(fresh: "StateT", kept: "dict[str, Tensor]") -> "StateT":
-    """Return a state like a fresh one from the tensors that `_tensors` gave."""
+    """Return a state structured like a fresh one, from the tensors of `_tensors`."""
     from ultraflash_cli.engine.cache import with_spares
     from ultraflash_cli.engine.stage import state_from_tensors, state_leaves
 
@@ -216,9 +224,9 @@ def _filled(fresh: "StateT", kept: "dict[str, Tensor]") -> "StateT":
 
 
 class GeneratedFrames:
-    """The engine's cascade of a prompt with pictures out, its states as bytes and its stages timed.
-
-    With ``yuv`` the pictures are planes, with ``low_yuv`` those of the base size.
+    """The engine's text-to-video cascade, with pictures as output, states as bytes and
+    timed stages. With ``yuv`` the pictures are planes, with ``low_yuv`` those at the
+    base size.
     """
 
     def __init__(
@@ -248,7 +256,7 @@ class GeneratedFrames:
 
     @property
     def cascade(self) -> "tuple[TextToVideo, Tensor]":
-        """The cascade itself, and the embedding of its prompt."""
+        """The cascade, and the embedding of its prompt."""
         return self._video, self._context
 
     @property

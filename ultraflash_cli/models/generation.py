@@ -1,4 +1,5 @@
-"""What a model can generate: the variant of its generator, the length of the clip, the cache rules."""
+"""Plan what a model generates: the generator's variant, the length of the clip, the
+cache rules."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,34 +24,38 @@ from ultraflash_cli.weights.store import WeightStore
 __all__ = ["ClipPlan", "plan_clip"]
 
 _LATENTS = 21
-"""Default length of a clip: 81 frames, as published."""
+"""Default number of latents in a clip: 81 frames, as published."""
 _PREFIX_CHUNKS = 2
-"""Chunks of an initial clip that a generator without sliding window leaves room for, where no length is requested."""
+"""Chunks of an initial clip for which a generator without a sliding window leaves room
+if no length is requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPlan:
-    """A clip as a model generates it."""
+    """The plan of a clip to generate."""
 
     model: str
     base_size: tuple[int, int]
-    """Height and width in pixels of what the generator makes."""
+    """Height and width of the generator's output in pixels."""
     fps: int
     """The model's own frame rate."""
     notice: str
     """Notice about the model's clips; empty if there is none."""
     generator: GeneratorConfig
-    """The generator as it runs: its window may slide where the long variant is not installed."""
+    """The generator's config; its window slides if the long variant is not
+    installed."""
     is_long: bool
-    """Whether that is the generator's long variant."""
+    """Whether it is the generator's long variant."""
     plan: GenerationPlan
     frames: int
-    """Frames of the clip at the model's own rate; the plan's last group may give a few more."""
+    """Frames of the clip at the model's own rate; the plan's last group may yield a few
+    more."""
     prefix_frames: tuple[int, ...]
-    """How many frames of an initial clip the generator can take as the past: whole chunks that it has room for."""
+    """Numbers of frames of an initial clip that the generator can use as the past:
+    whole chunks that fit its window."""
     cache_management: CacheManagement
     remarks: tuple[str, ...]
-    """Where the generator works beyond what it was trained for."""
+    """Remarks about use of the generator beyond its training."""
 
 
 def plan_clip(
@@ -64,13 +69,13 @@ def plan_clip(
     refines: bool,
     store: Path | None,
 ) -> ClipPlan:
-    """Plan a clip of a model. Raises UsageError for what the model cannot do.
+    """Plan a clip of a model. Raises UsageError for unsupported requests.
 
     Args:
         model: Name of the model; if it was not requested, the published one replaces a model that only upscales.
         is_requested: Whether the user named the model.
-        decoder: Which of the model's decoders makes the frames.
-        seconds: The least length; None for the default.
+        decoder: The model's decoder to use.
+        seconds: Minimum duration; None for the default.
         continues: Whether the clip continues another.
         cache_management: As ``CacheManagement.parse`` reads it.
         refines: Whether the clip is enlarged, so that an SR transformer runs.
@@ -85,7 +90,7 @@ def plan_clip(
     generator = profile.generator
     assert generator is not None, "the published model generates"
     if decoder == "ultra":
-        with_ultra_decoder(profile)  # refuses where the model has none
+        with_ultra_decoder(profile)  # raises if the model has none
     _check_rules(rules, profile, refines=refines)
 
     long = profile.long_generator if _has_long_weights(profile, store) else None
@@ -112,7 +117,7 @@ def plan_clip(
 
 
 def _check_rules(rules: CacheManagement, profile: Profile, *, refines: bool) -> None:
-    """Raise UsageError for a cache rule that does nothing for the model."""
+    """Raise UsageError for a cache rule that has no effect with the model."""
     if rules.steps is not None and profile.generator is not None and len(profile.generator.steps) == 1:
         raise UsageError(
             f"--cache-management: steps saves nothing with {profile.name}, which takes one denoising step; remove steps"
@@ -140,7 +145,8 @@ def _choose_length(
     seconds: float | None,
     continues: bool,
 ) -> tuple[GeneratorConfig, int]:
-    """Choose the generator's variant and the latents to make; the long variant only does what the other cannot."""
+    """Choose the generator's variant and the number of latents; the long variant is
+    used only if necessary."""
 
     def latents_of(config: GeneratorConfig) -> int:
         if seconds is not None:
@@ -195,16 +201,18 @@ def _remarks(profile: Profile, generator: GeneratorConfig, latents: int) -> tupl
 
 
 def _prefixes(generator: GeneratorConfig, latents: int) -> list[int]:
-    """List the latents of a clip's end, in whole chunks, that `latents` new ones can follow."""
+    """List the numbers of latents from a clip's end, in whole chunks, that `latents`
+    new ones can follow."""
     room = generator.window if generator.slide else generator.window - latents
     return list(range(generator.chunk_after(0), room + 1, generator.chunk_latents))
 
 
 def _frames_of(latents: int) -> int:
-    """Return how many frames the first ``latents`` of a stream make; the first latent is a single frame."""
+    """Return the number of frames in the first ``latents`` of a stream; the first
+    latent is a single frame."""
     return max(0, FRAMES_PER_LATENT * (latents - 1) + 1)
 
 
 def _frames_for(seconds: float) -> int:
-    """Count the frames of the fewest whole latents that last so long."""
+    """Return the number of frames in the fewest whole latents that last ``seconds``."""
     return 1 + FRAMES_PER_LATENT * max(0, math.ceil((seconds * GENERATED_FPS - 1) / FRAMES_PER_LATENT))

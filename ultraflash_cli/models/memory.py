@@ -1,4 +1,5 @@
-"""The memory of the machine and the plan that fits it: budget, plan by job, words for people."""
+"""Memory budgets and plans: what the machine has, what a job needs, and its
+description."""
 
 from collections.abc import Callable
 
@@ -23,14 +24,14 @@ __all__ = [
 ]
 
 _LARGEST = 4
-"""How many parts of a plan are named."""
+"""Number of parts named in a description."""
 
 
 def memory_budget(device: torch.device, max_memory: str | None) -> int | None:
-    """Return the bytes a job may take on ``device``: what is free there, and no more than ``max_memory``.
+    """Return the bytes that a job may use on ``device``: the free memory, limited to ``max_memory``.
 
-    On a CPU that is the whole process, so what it holds already counts as free. None if neither is known. Raises
-    UsageError for a ``max_memory`` that cannot be read.
+    On a CPU the budget is for the whole process, so memory that it already uses counts as free. None if neither is
+    known. Raises UsageError for an invalid ``max_memory``.
     """
     asked = parse_memory(max_memory) if max_memory is not None else None
     if device.type == "cuda":
@@ -56,8 +57,9 @@ def plan_upscale_memory(
 ) -> MemoryPlan:
     """Plan the memory of an upscale with ``profile``, its coders as chosen.
 
-    ``encodes_text`` is False where the prompt's embedding is known already; ``deep`` frames have 16 bits. Raises
-    OutOfMemory where the smallest plan does not fit ``budget_bytes`` (None: not known).
+    ``encodes_text`` is False if the prompt's embedding is already known; ``deep``
+    frames have 16 bits. Raises OutOfMemory if the smallest plan does not fit
+    ``budget_bytes`` (None: not known).
     """
     profile = profile.at_scale(plan.scale)
     height_px, width_px = plan.padded
@@ -92,10 +94,10 @@ def plan_generation_memory(
     budget_bytes: int | None = None,
     encodes_text: bool = True,
 ) -> MemoryPlan:
-    """Plan the memory of making a clip; ``scale`` 1 stays at the base size, ``low_frames`` keeps those frames too.
-
-    ``long`` takes the generator's long variant. Raises OutOfMemory as ``plan_upscale_memory`` does, UsageError for a
-    profile that cannot generate.
+    """Plan the memory of generating a clip; ``scale`` 1 stays at the base size,
+    ``low_frames`` keeps frames of that size too. ``long`` selects the generator's long
+    variant. Raises OutOfMemory like ``plan_upscale_memory``, UsageError for a profile
+    that cannot generate.
     """
     generator = profile.long_generator if long else profile.generator
     if generator is None:
@@ -127,19 +129,20 @@ def plan_generation_memory(
 
 
 def _queue_bytes(*frame_bytes: int, group_frames: int) -> int:
-    """Return what queues hold: frames that were read, if any, and at the end groups of finished ones."""
+    """Return the bytes in queues: frames read, if any, and groups of finished ones."""
     *read, made = frame_bytes
     waiting = sum(queue_places(size) * size for size in read)
     return waiting + queue_places(made, group_frames=group_frames) * made + _spool_bytes(made)
 
 
 def _spool_bytes(frame_bytes: int) -> int:
-    """Return what the pictures of a segment in hand take, which are held for the case of a stop."""
+    """Return the bytes of the current segment's pictures, which are kept in case of a
+    stop."""
     return min(SPOOL_BYTES, SEGMENT_FRAMES * frame_bytes)
 
 
 def describe_memory(plan: MemoryPlan) -> list[str]:
-    """Describe in a few lines what memory a job takes, and the concessions made to fit."""
+    """Describe a job's memory and the concessions made to fit, in a few lines."""
     there = f" of {plan.budget_bytes / 1e9:.2f} GB" if plan.budget_bytes is not None else ""
     largest = sorted(plan.parts, key=lambda part: part.bytes, reverse=True)[:_LARGEST]
     lines = [
@@ -152,6 +155,7 @@ def describe_memory(plan: MemoryPlan) -> list[str]:
 
 
 def memory_effect(settings: MemorySettings) -> str:
-    """Return what a memory plan changes in the result: a GPU may add up a smaller piece in another order, too."""
+    """Return how a memory plan changes the result; on a GPU even smaller pieces may
+    change the order of summation."""
     pieces = f", {settings.decode_latents} latents decoded at once" if settings.decode_latents else ""
     return f"kv_len {settings.kv_len}, groups of {settings.group_latents}{pieces}"

@@ -1,4 +1,5 @@
-"""`lite` as an ONNX model: one frame and the state in, the larger frame and the next state out."""
+"""Export of `lite` to ONNX: one frame and the state in, the larger frame and the next
+state out."""
 
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from ultraflash_cli.engine.stages.pixel_path import PixelPath
 __all__ = ["FrameStep", "input_names", "write_onnx"]
 
 _EXAMPLE_PX = (48, 64)
-"""Height and width of the frame that the graph is traced with; neither is fixed by it."""
+"""Height and width of the frame for tracing the graph, in which both remain dynamic."""
 
 
 class FrameStep(nn.Module):
-    """A pixel path on one frame, with its state as arguments, in operations that every runtime has."""
+    """A pixel path for one frame with its state as arguments, using operations that all
+    runtimes support."""
 
     lanczos: Tensor
 
@@ -32,7 +34,7 @@ class FrameStep(nn.Module):
         Args:
             frame: RGB [1, 3, H, W], float32 in [0, 1]; H and W are even.
             first: [1, 1, 1, 1], 1 at the first frame of a scene, whose state is not read, else 0.
-            states: The state after the frame before, [1, C, H / 2, W / 2] for each block.
+            states: The state after the previous frame, [1, C, H / 2, W / 2] for each block.
 
         Returns:
             The frame [1, 3, scale * H, scale * W], not clamped, and the next states.
@@ -57,7 +59,8 @@ class FrameStep(nn.Module):
 
 
 def _lanczos_kernels(scale: int) -> Tensor:
-    """Return the kernels of ``lanczos_upscale`` [scale ** 2, 1, k, k], read off from its answer to one bright pixel."""
+    """Return the kernels of ``lanczos_upscale`` [scale ** 2, 1, k, k], derived from its
+    impulse response."""
     reach, at = 3, 9
     bright = torch.zeros(1, 1, 2 * at + 1, 2 * at + 1)
     bright[..., at, at] = 1
@@ -70,7 +73,8 @@ def _act(x: Tensor, slope: float) -> Tensor:
 
 
 def input_names(path: PixelPath) -> list[str]:
-    """Return the names of the inputs; the states come back as ``next_state_0`` and so on."""
+    """Return the names of the inputs; the states are returned as ``next_state_0`` and
+    so on."""
     return ["frame", "first", *(f"state_{number}" for number in range(path.config.blocks))]
 
 

@@ -1,4 +1,4 @@
-"""Memory that runs out, in our own words."""
+"""Conversion of out-of-memory errors."""
 
 import gc
 import sys
@@ -14,7 +14,8 @@ _OUT_OF_MEMORY = "out of memory; close other programs, choose a smaller --res, o
 
 @contextmanager
 def oom_errors(planned_bytes: int | None = None) -> Generator[None]:
-    """Turn what the libraries raise when memory runs out into OutOfMemory; the plan was for this many bytes."""
+    """Convert the libraries' out-of-memory errors to OutOfMemory; ``planned_bytes`` is
+    the size of the plan."""
     try:
         yield
     except (MemoryError, RuntimeError, ImportError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A device is compared with the CPU before its pixels are trusted."""
+"""Compare a device with the CPU before trusting its pixels."""
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ __all__ = ["require_parity"]
 
 _FRAMES = 7
 _SIZE_PX = (52, 36)
-"""Width and height: no power of two, so that padding and cropping take part."""
+"""Width and height, not powers of two, so that padding and cropping are covered."""
 _WORST_LEVELS = {torch.float32: 2, torch.bfloat16: 24}
-"""How far a single value may be off, in levels of 255."""
+"""Maximum error of a single value, in levels of 255."""
 _MEAN_LEVELS = {torch.float32: 0.1, torch.bfloat16: 1.0}
 
 
@@ -27,14 +27,15 @@ def require_parity(
 ) -> None:
     """Upscale a tiny clip on ``device`` and on the CPU; raise DeviceError if the pixels differ.
 
-    CPUs and CUDA are skipped; tests of their own cover them.
+    CPUs and CUDA are skipped, as they have their own tests.
     """
     if backend_of(device) is None:
         return
     plan = plan_upscale(*_SIZE_PX, res=f"{scale}x", multiple_px=profile.multiple_px)
 
     def made(on: torch.device, precision: str) -> np.ndarray:
-        # Matched colours hide a fault in broad areas, and are computed on the device themselves.
+        # Colour matching would hide errors in broad areas, and is itself computed on
+        # the device.
         ways = [
             build_upscaler(shelf, profile, plan, device=on, precision=precision, detail=detail, color=color)
             for color in ("off", "match")
@@ -51,7 +52,7 @@ def require_parity(
 
 
 def _clip() -> np.ndarray:
-    """Return frames [T, H, W, 3]: a moving grid over noise, the same every time."""
+    """Return frames [T, H, W, 3]: a moving grid over noise, always the same."""
     width, height = _SIZE_PX
     rows, columns = np.mgrid[:height, :width]
     frames = [((rows + 2 * t) // 5 + (columns + 3 * t) // 7) % 2 * 160 for t in range(_FRAMES)]

@@ -1,4 +1,5 @@
-"""Which encoder and decoder of a model run: those requested, else those that are installed."""
+"""Choice of a model's encoder and decoder: the requested ones, or else those
+installed."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -36,14 +37,15 @@ _READING = frozenset(READS_LOW_FRAMES.values())
 
 
 def find_profile(model: str) -> Profile:
-    """Return the profile of a model. Raises UsageError for a name that nothing has."""
+    """Return the profile of a model. Raises UsageError for an unknown name."""
     if model not in PROFILES:
         raise UsageError(f"unknown model {model!r}; choose from {', '.join(PROFILES)}")
     return PROFILES[model]
 
 
 def ultraflash_runs(store: Path, *, scale: int, parts: Iterable[str]) -> bool:
-    """Return whether the weights of these parts of the published model are in `store` and a GPU is there."""
+    """Return whether the weights of these parts of the published model are in `store`
+    and there is a GPU."""
     shelf = Shelf(store)
     profile = settle_coders(ULTRAFLASH.at_scale(scale), shelf, encoder="auto", decoder="auto")
     encoder = _encoder_part(profile)
@@ -52,10 +54,10 @@ def ultraflash_runs(store: Path, *, scale: int, parts: Iterable[str]) -> bool:
 
 
 def settle_coders(profile: Profile, shelf: Shelf, *, encoder: str, decoder: str) -> Profile:
-    """Return the profile with the coders requested; ``auto`` takes the small ones where they are installed.
-
-    Where they are not, the ultra decoder and the full autoencoder's encoder serve if those are. A decoder whose
-    weights read low-resolution frames gets them. Raises UsageError for a coder that the model does not have.
+    """Return the profile with the requested coders; ``auto`` uses the small ones if
+    they are installed, or else the ultra decoder and the full autoencoder's encoder if
+    those are. A decoder whose weights read low-resolution frames gets them. Raises
+    UsageError for a coder that the model lacks.
     """
     small = profile.decoder is None or shelf.has(profile, "decoder")
     if decoder == "ultra" or (decoder == "auto" and not small and _has_ultra(profile, shelf)):
@@ -71,7 +73,7 @@ def settle_coders(profile: Profile, shelf: Shelf, *, encoder: str, decoder: str)
 
 
 def substitutions(profile: Profile, shelf: Shelf, *, scale: int, encoder: str, decoder: str) -> list[str]:
-    """Return a sentence for each part of a settled profile that serves in another's place."""
+    """Return a sentence for each part of a profile that replaces another one."""
     said: list[str] = []
     if profile.random_seed is not None:
         return said
@@ -88,7 +90,8 @@ def substitutions(profile: Profile, shelf: Shelf, *, scale: int, encoder: str, d
 
 
 def with_full_encoder(profile: Profile) -> Profile:
-    """Return the profile with the full autoencoder's encoder in the small one's place (reference/cascade.md 7)."""
+    """Return the profile with the full autoencoder's encoder instead of the small one
+    (reference/cascade.md 7)."""
     if profile.wan_vae is None:
         raise UsageError(f"{profile.name} has only one encoder; remove --encoder")
     dropped = profile.alignment.drop_front
@@ -97,10 +100,10 @@ def with_full_encoder(profile: Profile) -> Profile:
 
 
 def with_ultra_decoder(profile: Profile, *, released: bool = False) -> Profile:
-    """Return the profile with the larger decoder in the tiny one's place (reference/cascade.md 6.3).
-
-    The published class comes with an encoder of its own; the ``released`` file holds a decoder only, next to which the
-    tiny one's encoder stays.
+    """Return the profile with the larger decoder instead of the tiny one
+    (reference/cascade.md 6.3). The published class has its own encoder; the
+    ``released`` file contains only a decoder, which is used with the tiny one's
+    encoder.
     """
     if _weight_of_ultra(profile) is None:
         raise UsageError(f"{profile.name} has only one decoder; remove --decoder")
@@ -126,7 +129,8 @@ def _weight_of_ultra(profile: Profile) -> str | None:
 
 
 def upscaling_parts(profile: Profile) -> list[str]:
-    """List the parts of a profile that an upscaling loads; those of a pixel path between detail 0 and 1."""
+    """List the parts of a profile that an upscaling loads; for a pixel path, those for
+    a detail between 0 and 1."""
     if profile.pixels is not None:
         return ["pixels", "pixels_detail"]
     parts = [_encoder_part(profile), *_refining_parts(profile)]
@@ -136,7 +140,8 @@ def upscaling_parts(profile: Profile) -> list[str]:
 def generating_parts(
     profile: Profile, *, long: bool = False, refines: bool, low_frames: bool = False, goes_on: bool = False
 ) -> list[str]:
-    """List the parts of a profile that making a clip loads; the arguments are those of the clip."""
+    """List the parts of a profile that generating a clip loads; the arguments describe
+    the clip."""
     parts = ["long_generator", "long_lora"] if long else ["generator"]
     parts += ["text_encoder"] if profile.text_encoder is not None else []
     parts += [_encoder_part(profile)] if goes_on else []
@@ -155,7 +160,7 @@ def _encoder_part(profile: Profile) -> str:
 
 
 def under_memory_plan(profile: Profile, settings: MemorySettings) -> Profile:
-    """Return the profile under the settings of a memory plan."""
+    """Return the profile with the settings of a memory plan applied."""
     sr_dit = profile.sr_dit
     if sr_dit is not None:
         sr_dit = settings.apply_to(sr_dit)
@@ -163,9 +168,9 @@ def under_memory_plan(profile: Profile, settings: MemorySettings) -> Profile:
 
 
 def with_cache_rules(profile: Profile, rules: CacheManagement, *, long: bool, groups: int) -> Profile:
-    """Return the profile under the rules of dynamic cache management, for a clip of this many groups.
-
-    A profile may have the SR transformer's memory shrink over a long clip whatever was requested.
+    """Return the profile with the rules of dynamic cache management applied, for a clip
+    of this many groups. A profile may shrink the SR transformer's KV cache over a long
+    clip regardless of the request.
     """
     changes: dict[str, Any] = {}
     name = "long_generator" if long else "generator"
@@ -179,7 +184,8 @@ def with_cache_rules(profile: Profile, rules: CacheManagement, *, long: bool, gr
 
 
 def settings_of(profile: Profile) -> dict[str, object]:
-    """Return the settings of a profile that change what its SR transformer makes, for reports."""
+    """Return the settings of a profile that affect the results of its SR transformer,
+    for reports."""
     sr_dit = profile.sr_dit
     if sr_dit is None:
         return {}

@@ -1,4 +1,5 @@
-"""Prompts to embeddings: those of the large text encoder are computed once and kept on disk."""
+"""Embeddings of prompts; those of the large text encoder are computed once and cached
+on disk."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class _Embedding(NamedTuple):
     rows: Tensor
     """``[1, tokens in use, text width]``."""
     tokens: int
-    """Tokens of the whole prompt; more than rows if it was cut."""
+    """Number of tokens in the whole prompt; more than the rows if it was truncated."""
 
 
 def embed_prompts(
@@ -53,11 +54,11 @@ def embed_prompts(
     keep_encoder: bool = False,
     warn: Callable[[str], None],
 ) -> list[Tensor]:
-    """Return the embedding ``[1, tokens, text width]`` of each prompt, padding left out, on ``device``.
-
-    The text encoder is loaded only where an embedding is not on disk yet, and dropped afterwards
-    unless ``keep_encoder``. ``warn`` is called for prompts that were cut and of words that are not
-    known. Raises UsageError for a prompt that is empty once cleaned, WeightsError.
+    """Return the embedding ``[1, tokens, text width]`` of each prompt without padding,
+    on ``device``. The text encoder is loaded only if an embedding is not on disk yet,
+    and dropped afterwards unless ``keep_encoder``. ``warn`` is called for truncated
+    prompts and unknown words. Raises UsageError for a prompt that is empty once
+    cleaned, WeightsError.
     """
     dtype = stage_precisions(profile, precision, device)("text_encoder")
     cleaned = [_cleaned(profile, prompt) for prompt in prompts]
@@ -93,7 +94,7 @@ def word_warnings(profile: Profile, prompt: str) -> list[str]:
 
 
 def _unheard(profile: Profile, prompt: str) -> list[str]:
-    """Return the words of a prompt that the model's prompt encoder has no row for."""
+    """Return the words of a prompt that are unknown to the model's prompt encoder."""
     config = profile.text_encoder
     listed = isinstance(config, PromptEncoderConfig)
     return WordTokenizer(config.vocab, config.words).unheard(prompt) if listed else []
@@ -117,13 +118,15 @@ def _heard(profile: Profile, prompt: str) -> set[str] | None:
 
 
 def prompt_read(profile: Profile, prompt: str, seed: int) -> str:
-    """Return what the text encoder reads for a prompt: where a model has variants, the seed chooses one."""
+    """Return the text that the encoder reads for a prompt; if the model has variants,
+    the seed chooses one."""
     words = profile.text_encoder
     return words.with_variant(prompt, seed) if isinstance(words, PromptEncoderConfig) else prompt
 
 
 def is_embedded(shelf: Shelf, profile: Profile, prompt: str, *, precision: str, device: torch.device) -> bool:
-    """Return whether a prompt needs no text encoder: its embedding is on disk, or the model takes no words."""
+    """Return whether a prompt needs no text encoder, because its embedding is on disk
+    or the model has no text path."""
     if profile.text_encoder is None:
         return True
     if not _is_kept(profile):
@@ -134,13 +137,14 @@ def is_embedded(shelf: Shelf, profile: Profile, prompt: str, *, precision: str, 
 
 
 def _is_kept(profile: Profile) -> bool:
-    """Return whether embeddings are worth a file: those of random weights and of the small encoder are not."""
+    """Return whether embeddings are cached, which those of random weights and of the
+    small encoder are not."""
     return profile.random_seed is None and isinstance(profile.text_encoder, TextEncoderConfig)
 
 
 def _cleaned(profile: Profile, prompt: str) -> str:
     if isinstance(profile.text_encoder, PromptEncoderConfig):
-        return " ".join(prompt.split())  # it reads words and nothing else; no package is needed for them
+        return " ".join(prompt.split())  # word tokenisation needs no package
     return clean_prompt(prompt)
 
 
@@ -174,7 +178,7 @@ def _compute(
 
 
 def _folder(shelf: Shelf, profile: Profile) -> Path | None:
-    """Return where the embeddings of this text encoder and tokenizer are kept."""
+    """Return the folder for embeddings of this text encoder and tokenizer."""
     names = (profile.weight_of("text_encoder"), TOKENIZER)
     identity = hashlib.sha256("\n".join(shelf.identity(name) for name in names).encode()).hexdigest()[:16]
     kept = shelf.kept(EMBEDDINGS)
@@ -197,7 +201,8 @@ def _read(folder: Path | None, prompt: str, dtype: torch.dtype) -> _Embedding | 
 
 
 def _write(folder: Path | None, prompt: str, embedding: _Embedding) -> None:
-    """Keep an embedding; a folder that cannot be written costs time at the next run, nothing else."""
+    """Cache an embedding; if the folder is not writable, the next run only takes
+    longer."""
     if folder is None:
         return
     path = _path(folder, prompt, embedding.rows.dtype)

@@ -23,21 +23,23 @@ from ultraflash_cli.weights.verify import verify
 __all__ = ["TOKENIZER", "RandomShelf", "Shelf"]
 
 TOKENIZER = "wan/tokenizer"
-"""What the names of the tokenizer's files begin with."""
+"""Name prefix of the tokenizer's files."""
 
 
 class Shelf:
-    """Networks with their weights, each loaded once for a process and kept while its place on a device lasts."""
+    """Networks with their weights, each loaded once per process and kept while its
+    device has room."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Take weights from the package, and from the store in ``folder`` (without one, from the package alone)."""
+        """Use weights of the package and, if ``folder`` is given, of the store
+        there."""
         self.store = WeightStore(folder) if folder is not None else None
         self._networks: dict[tuple[object, ...], nn.Module] = {}
         self._hashes: dict[str, str] = {}
 
     @property
     def hashes(self) -> dict[str, str]:
-        """The sha256 of the files behind everything that was taken so far, by the weights' names."""
+        """The SHA-256 of the files used so far, by the names of the weights."""
         return dict(self._hashes)
 
     def path(self, weights: str) -> Path:
@@ -48,20 +50,23 @@ class Shelf:
         return path
 
     def folder(self, prefix: str) -> Path:
-        """Return the folder of all checked files under a common name. Raises WeightsError as ``path`` does."""
+        """Return the folder of all checked files under a common prefix. Raises
+        WeightsError like ``path``."""
         paths = [self.path(name) for name in _members(prefix)]
         return paths[0].parent
 
     def identity(self, prefix: str) -> str:
-        """Return a value that changes with the files under a name. Raises WeightsError if one is not installed."""
+        """Return a value that changes with the files under a prefix. Raises
+        WeightsError if one is not installed."""
         return " ".join(self._sha256(_entry(name)) for name in _members(prefix))
 
     def has(self, profile: Profile, part: str) -> bool:
-        """Return whether the weights of a part are installed, or are random."""
+        """Return whether the weights of a part are installed or random."""
         return profile.random_seed is not None or self._installed(_entry(self.served_by(profile.weight_of(part))))
 
     def served_by(self, weights: str) -> str:
-        """Return the weights that serve under a name: its own, or where they are not installed its fallback's."""
+        """Return the weights used for a name: its own or, if they are not installed,
+        those of its fallback."""
         entry = _entry(weights)
         if entry.fallback is None or self._installed(entry) or not self._installed(_entry(entry.fallback)):
             return weights
@@ -77,7 +82,8 @@ class Shelf:
         return (receipt.architecture if receipt else "") or entry.architecture
 
     def require(self, profile: Profile, parts: Iterable[str]) -> None:
-        """Raise WeightsError, naming what to pull, where weights of these parts of a profile are not installed."""
+        """Raise WeightsError, naming the weights to pull, if weights of these parts of
+        a profile are not installed."""
         if profile.random_seed is not None:
             return
         parts = tuple(parts)
@@ -101,7 +107,7 @@ class Shelf:
         return self.store is not None and self.store.installed(entry)
 
     def kept(self, folder: str) -> Path | None:
-        """Return where things that are computed once may be kept; None without a store."""
+        """Return the folder for caching computed data; None without a store."""
         return None if self.store is None else self.store.root / folder
 
     def _sha256(self, entry: WeightEntry) -> str:
@@ -129,9 +135,8 @@ class Shelf:
         dtype: torch.dtype,
         fp8: bool = False,
     ) -> nn.Module:
-        """Return the network of a part of a profile, ready to run. Raises WeightsError if its weights are not.
-
-        ``fp8`` puts a transformer into 8 bits, once.
+        """Return the network of a part of a profile, ready to run. Raises WeightsError
+        for missing or invalid weights. ``fp8`` converts a transformer to 8 bits, once.
         """
         key = (profile.name, part, config, device, dtype, fp8)
         if key not in self._networks:
@@ -143,7 +148,7 @@ class Shelf:
         return self._networks[key]
 
     def drop(self, network: nn.Module) -> None:
-        """Forget a network, so that its memory can be used again."""
+        """Drop a network, so that its memory can be reused."""
         self._networks = {key: value for key, value in self._networks.items() if value is not network}
 
     def _load(self, profile: Profile, part: str, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -169,7 +174,8 @@ class Shelf:
 
 
 class RandomShelf(Shelf):
-    """Weights random where they run: times and memory are real, pictures mean nothing."""
+    """A shelf with random weights: times and memory are realistic, pictures are
+    meaningless."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -178,7 +184,7 @@ class RandomShelf(Shelf):
         return True
 
     def require(self, profile: Profile, parts: Iterable[str]) -> None:
-        """Nothing has to be installed."""
+        """Do nothing, as no weights are needed."""
 
     def _load(self, profile: Profile, part: str, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
         with torch.device("meta"):
@@ -197,26 +203,28 @@ def _members(prefix: str) -> list[str]:
 
 
 def _own_part(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the network's top-level names; a file may hold a coder's other half next to them."""
+    """Return the tensors under the network's top-level names; a file may also contain
+    the other half of a coder."""
     own = {name.split(".")[0] for name in network.state_dict()}
     halves = {"encoder", "decoder", "condition", "conv1", "conv2"}
     return {n: x for n, x in tensors.items() if n.split(".")[0] in own or n.split(".")[0] not in halves}
 
 
 def _randomise(network: nn.Module, name: str) -> None:
-    """Return every parameter seeded random values of a size that keeps activations of order one."""
+    """Set every parameter to seeded random values whose scale keeps activations of
+    order one."""
     generator: torch.Generator | None = None
     for path, parameter in network.named_parameters():
         generator = generator or generator_of(name, device=parameter.device)
         values = torch.randn(parameter.shape, generator=generator, device=parameter.device)
         if path.endswith("bias"):
             values = 0.1 * values
-        elif parameter.numel() == parameter.shape[0]:  # the factors of a norm
+        elif parameter.numel() == parameter.shape[0]:  # the weights of a norm
             values = 1 + 0.1 * values
         else:
             values = values * (0.9 / parameter[0].numel() ** 0.5)
         parameter.data.copy_(values)
-    if isinstance(network, Decoder):  # so that pictures are neither black nor flat
+    if isinstance(network, Decoder):  # so that pictures are neither black nor uniform
         last = [layer for layer in network.decoder if isinstance(layer, nn.Conv2d)][-1]
         assert last.bias is not None
         last.weight.data.mul_(3)

@@ -24,7 +24,7 @@ class SegmentFile:
 
 
 class SegmentSink(Protocol):
-    """A segment being written; leaving by an exception deletes it."""
+    """A segment being written; an exception in its context deletes it."""
 
     def __enter__(self) -> Self: ...
 
@@ -35,5 +35,6 @@ class SegmentSink(Protocol):
     def write(self, frame: Frame) -> None: ...
 
     def close(self) -> SegmentFile | None:
-        """Finish the file and wait until it is on the disk; returns None if no frame was written."""
+        """Finish the file and wait until it is on disk; returns None if no frame was
+        written."""
         ...

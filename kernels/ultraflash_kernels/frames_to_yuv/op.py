@@ -72,11 +72,11 @@ def frames_to_yuv(
     """Convert ``frames_nchw [N, 3, H, W]``, red first, of any floating dtype; values
     are clamped to [0, 1], NaN is 0.
 
-    Luma is ``kr R + kg G + kb B``. Chroma samples lie in the left one of their columns
-    and between their rows (MPEG-2): they are made of the mean over two rows and of
-    weights 1, 2, 1 over columns around the even ones; edges are repeated. A sample is
-    ``floor(level + 1/2)``. Everything is computed in float32. Raises ValueError for
-    what does not fit.
+    Luma is ``kr R + kg G + kb B``. Chroma samples are positioned at the left of their
+    two columns and between their two rows (MPEG-2): they are the mean over two rows,
+    with weights of 1, 2, 1 over columns around the even ones; edges are replicated. A
+    sample is ``floor(level + 1/2)``. Everything is computed in float32. Raises
+    ValueError for invalid arguments.
     """
     if frames_nchw.ndim != 4 or frames_nchw.shape[1] != 3 or 0 in frames_nchw.shape[2:]:
         raise ValueError(

@@ -37,16 +37,17 @@ from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 __all__ = ["phases_of", "saved_bytes"]
 
 RESERVE = 0.04
-"""On a GPU, share of everything else reserved for rounding and fragmentation. A guess,
-not measured."""
+"""Share reserved on a GPU for rounding and fragmentation, relative to everything else.
+A guess, not measured."""
 RESERVE_ON_A_CPU = 0.25
-"""The same on a CPU, with what the video encoder holds. Measured peaks of 45 generated
-frames were up to 17 % over their parts (480p, 1K, 2K; glibc, 2026-11-30)."""
+"""The same on a CPU, including the memory of the video encoder. Measured peaks of 45
+generated frames exceeded the sum of their parts by up to 17 % (480p, 1K, 2K; glibc,
+2026-11-30)."""
 RESERVE_ON_A_GPU_BYTES = 400_000_000
 """Additional bytes for workspaces of cuBLAS and cuDNN. A guess, not measured."""
 PROGRAM_BYTES = 420_000_000
-"""Resident memory of Python, torch and FFmpeg before a job begins, on a CPU, whose
-budget is the memory of the whole process."""
+"""Resident memory of Python, torch and FFmpeg before a job starts. Counted on a CPU,
+where the budget is for the whole process."""
 
 FLOAT32 = 4
 
@@ -81,7 +82,7 @@ class _Ledger:
                 self._parts[phase].append(part)
 
     def close(self, *, on_gpu: bool) -> tuple[MemoryPhase, ...]:
-        """Add what no part says, and return the phases."""
+        """Add the reserves, and return the phases."""
         rate = RESERVE if on_gpu else RESERVE_ON_A_CPU
         for parts in self._parts.values():
             reserve = int(rate * sum(part.bytes for part in parts))

@@ -33,7 +33,8 @@ _SPELLED = {
     "precision": ("--precision",),
     **{name: (f"--{name}",) for name in ("device", "fps", "guard", "model", "prompt", "res", "seed", "threads")},
 }
-"""Options that are written one by one below, by field of a job; the others are named as their field is."""
+"""Options that are written individually below, by job field; the others are named after
+their field."""
 _UNTOLD = frozenset(
     {
         *("folder", "name", "output", "overwrite", "pipe", "resume", "show", "skip_existing", "source", "stdout"),
@@ -204,14 +205,16 @@ def _text(command: str, job: Any, built: Any, *, model: str, threads: int, optio
 
 @cache
 def _known() -> frozenset[str]:
-    """Return the options that a tag may put into a command: someone else's file must not make one write elsewhere."""
+    """Return the options that a tag may put into a command, so that an untrusted file
+    cannot make it write elsewhere."""
     spelled = {flag for flags in _SPELLED.values() for flag in flags}
     names = {each.name for job in (UpscaleJob, GenerateJob) for each in fields(job)} - {*_SPELLED, *_UNTOLD}
     return frozenset(spelled | {f"--{no}{name.replace('_', '-')}" for name in names for no in ("", "no-")})
 
 
 def _others(job: Any) -> Iterator[tuple[str, Value]]:
-    """Yield the options of a job that are named as its fields are, if they are not the default."""
+    """Yield the options of a job that are named after its fields, unless they have the
+    default value."""
     for each in fields(job):
         value = getattr(job, each.name)
         if each.name in _SPELLED or each.name in _UNTOLD or value == each.default:
