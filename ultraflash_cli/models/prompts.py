@@ -31,7 +31,7 @@ from ultraflash_cli.models.shelf import TOKENIZER, Shelf
 __all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded", "prompt_read", "word_warnings"]
 
 EMBEDDINGS = "embeddings"
-"""Folder inside the weight store."""
+"""Name of the folder in the weight store."""
 _WORDS_SHOWN = 10
 _WORD_COLUMNS = 30
 """What a warning shows of unknown words."""
