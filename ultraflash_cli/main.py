@@ -4,7 +4,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -141,4 +141,8 @@ def _usage_failure(console: Console, error: typer.TyperException) -> int:
         console.help(message)
         return error.exit_code
     message = message.replace("Value error, ", "").removesuffix(".")
-    return console.failure(error, message=f"{message}; see --help", exit_code=error.exit_code)
+    context: Any = getattr(error, "ctx", None)
+    if context is not None and context.info_name == "generate" and "unexpected extra argument" in message:
+        message += "; put a prompt of several words in quotes"
+    hint = "" if message.endswith("?") else "; see --help"
+    return console.failure(error, message=f"{message}{hint}", exit_code=error.exit_code)

@@ -150,7 +150,8 @@ ResOption = Annotated[
     typer.Option(
         "--res",
         metavar="SIZE",
-        help="Target: 720p, 1k, 1080p, 2k, 4k or 8k (short side of 720 to 4320), WxH, or 1x, 2x, 3x and so on. "
+        help="Target: 1k, 2k, 4k or 8k (short side of 960 to 4320), any other short side such as 1080p, WxH, or a "
+        "factor such as 1x, 1.5x or 2x. "
         "Default: the first of 1k and 2k that enlarges by at least 1.2, else 2x.",
         show_default=False,
     ),

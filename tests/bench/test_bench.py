@@ -1,6 +1,8 @@
 """`bench` reports a complete and consistent measurement."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bench.toys import CHANNELS, PEAK_BYTES, die, prepare_toy, prepare_toy_clip, refuse
+from tests.bench.toys import CHANNELS, PEAK_BYTES, die, prepare_toy, prepare_toy_clip, press_ctrl_c, refuse
 from ultraflash_cli.bench.cases import BenchCase, drifting_frames, parse_size
 from ultraflash_cli.bench.kernels import OPERATIONS, OTHERS, measure_operation, rows_of
 from ultraflash_cli.bench.limits import Limits
@@ -184,6 +186,13 @@ def test_a_fresh_process_gives_the_report_or_the_error_itself() -> None:
         in_fresh_process(measure, CASE, refuse)
     with pytest.raises(OutOfMemory, match="code 9"):
         in_fresh_process(measure, CASE, die)
+
+
+def test_ctrl_c_ends_a_measurement_without_a_word_of_the_measuring_process(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        in_fresh_process(press_ctrl_c, os.getpid())
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
 
 
 def test_the_made_clip_moves_two_pixels_a_frame() -> None:

@@ -1,6 +1,8 @@
 """Models for `bench` that another process can build; torch is imported only where it is needed."""
 
 import os
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.bench.cases import BenchCase
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.counts import CountingClock
     from ultraflash_cli.engine.graphs import Graphs
 
-__all__ = ["CHANNELS", "PEAK_BYTES", "die", "prepare_toy", "prepare_toy_clip", "refuse"]
+__all__ = ["CHANNELS", "PEAK_BYTES", "die", "prepare_toy", "prepare_toy_clip", "press_ctrl_c", "refuse"]
 
 CHANNELS = 3
 PEAK_BYTES = 123
@@ -81,3 +83,10 @@ def refuse(case: BenchCase) -> Prepared:
 
 def die(case: BenchCase) -> Prepared:
     os._exit(9)
+
+
+def press_ctrl_c(parent: int) -> None:
+    """Send what a terminal sends to all its processes, and go on for ever."""
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(parent, signal.SIGINT)
+    threading.Event().wait()

@@ -71,6 +71,20 @@ def test_what_is_passed_over_in_a_folder_is_named(films: Path, capsys: pytest.Ca
     assert "broken.mkv skipped: it cannot be read or is a broken link" in shown.err
 
 
+def test_a_folder_of_numbered_images_is_told_of_images(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shots = tmp_path / "shots"
+    shots.mkdir()
+    for name in ("cover.jpg", "a_002.png", "a_001.png"):
+        (shots / name).write_bytes(b"x")
+    assert main(["upscale", str(shots)]) == 3
+    assert "to upscale the images in it as one clip (a_001.png, ...), use --images" in capsys.readouterr().err
+    (films / "race.mkv").rename(films / "race.txt")
+    assert main(["upscale", str(films)]) == 3
+    assert "--images" not in capsys.readouterr().err
+
+
 def test_all_inputs_are_looked_for_before_any_work(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = films / "race.mkv", films / "out.mp4"
     assert main(["upscale", str(source), str(output), "--res", "2x", "--json"]) == 3

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +23,7 @@ from tests.jobs.clips import make_clip
 from tests.jobs.doubler import builder
 from ultraflash_cli.jobs.resume.journal import Journal, OutputLock, work_folder
 from ultraflash_cli.main import main
+from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.verify import sha256_of
 
@@ -295,6 +298,25 @@ def test_the_frames_between_start_and_end_are_counted_beforehand(
     planned = json.loads(capsys.readouterr().out)["frames_total"]
     assert main(command) == 0
     assert planned == json.loads(capsys.readouterr().out)["frames_out"]
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_a_photo_becomes_a_photo(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, large = tmp_path / "photo.png", tmp_path / "large.png"
+    write_png(photo, np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    command = ["upscale", str(photo), "--res", "2x"]
+    assert [main(command), main(command), main([*command, "-n"]), main([*command, "-y"])] == [0, 2, 0, 0]
+    assert [main([*command, "-o", str(large)]), main([*command, "-o", str(large), "--codec", "png", "-y"])] == [0, 0]
+    told = capsys.readouterr().err
+    assert "warning" not in told and "photo_2x.png: 1 frame in" in told
+    for made in (tmp_path / "photo_2x.png", large):
+        with av.open(str(made)) as container:
+            assert [(frame.width, frame.height) for frame in container.decode(video=0)] == [(128, 96)]
+    assert main([*command, "--codec", "h264"]) == 0
+    assert main(["upscale", str(clip), "--res", "2x", "-o", str(large), "-y"]) == 2
+    assert "a clip has many frames" in capsys.readouterr().err
+    names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert names == ["in.mkv", "large.png", "photo.png", "photo_2x.mp4", "photo_2x.png"]
 
 
 @pytest.mark.usefixtures("tiny_model")

@@ -74,7 +74,8 @@ def test_sound_alone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_an_address_is_not_taken_for_a_file(capsys: pytest.CaptureFixture[str], address: str) -> None:
     for command in (["probe", address], ["upscale", address], ["upscale", address, "other.mp4"]):
         assert main(command) == 3
-        assert "URLs are not supported; download the clip first, or pipe it to -" in capsys.readouterr().err
+        says = f"{address}: URLs are not supported; download the clip first, or pipe it to -"
+        assert says in capsys.readouterr().err
 
 
 def test_a_narrow_strip_gets_a_target_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

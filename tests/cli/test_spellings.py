@@ -44,6 +44,21 @@ def test_an_old_spelling_still_works(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "'--cuts off' is an old spelling; use --no-cuts" in err
 
 
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        (["upscal", "a.mp4"], "No such command 'upscal'. Did you mean 'upscale'?"),
+        (["generate", "a", "boat"], "Got unexpected extra argument(s) (boat); put a prompt of several words in quotes"),
+        (["probe", "a.mp4", "b.mp4"], "Got unexpected extra argument(s) (b.mp4); see --help"),
+    ],
+    ids=["a command", "a prompt without quotes", "one file too many"],
+)
+def test_a_slip_is_answered_in_one_line(typed: list[str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {answer}") and said.count("\n") == 1 and "?;" not in said
+
+
 def test_a_recipe_without_run_still_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "pixels", "--out", str(tmp_path), "--steps", "1"]) == 2
     assert "'train pixels' is an old spelling; use train run pixels" in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 import multiprocessing
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -53,25 +56,47 @@ Prepare = Callable[[BenchCase], Prepared]
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a module-level function in a new process; its errors are raised here."""
+    """Call a module-level function in a new process; its errors are raised here.
+
+    Ctrl-C, which a terminal sends to both processes, interrupts this one, which ends the other.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     worker = context.Process(target=_answer, args=(function, arguments, theirs))
-    worker.start()
+    with _ignoring_ctrl_c():
+        worker.start()
     theirs.close()
     try:
         answer = ours.recv()
     except EOFError:
-        worker.join()
+        worker.join()  # for its exit code
         raise OutOfMemory(f"the measuring process was killed (code {worker.exitcode}); try a smaller --size") from None
-    worker.join()
+    except BaseException:
+        worker.kill()
+        raise
+    finally:
+        worker.join()
     if isinstance(answer, BaseException):
         raise answer
     return answer
 
 
+@contextmanager
+def _ignoring_ctrl_c() -> Generator[None]:
+    """Ignore Ctrl-C inside the block, and in processes that begin there; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _answer(function: Callable[..., object], arguments: tuple[Any, ...], pipe: Connection) -> None:
     """Send the result or the error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows hands down nothing that is ignored
     try:
         answer: object = function(*arguments)
     except UltraflashError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import BatchError, OutputError
 from ultraflash_cli.jobs.events import GenerationPlanned
-from ultraflash_cli.jobs.plan_lines import describe
+from ultraflash_cli.jobs.plan_lines import count_of, describe
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.batch import Outcome
@@ -75,7 +75,7 @@ def _row(outcome: "Outcome") -> _Row:
     if report.skipped:
         return "skipped", "", "", "", report.output
     size, speed = f"{report.width}x{report.height}", f"{report.fps_wall or 0:.2f} fps"
-    return "done", f"{report.frames_out} frames", size, speed, report.output
+    return "done", count_of(report.frames_out, "frame"), size, speed, report.output
 
 
 def _table(rows: Sequence[_Row]) -> list[str]:

@@ -58,7 +58,7 @@ def upscale(
         typer.Argument(
             metavar="INPUT",
             parser=as_path,
-            help="Video files, folders, numbered images (DIR/%05d.png), or - for stdin.",
+            help="Video files, photos, folders, numbered images (DIR/%05d.png), or - for stdin.",
         ),
     ],
     output: Annotated[

@@ -21,8 +21,9 @@ SHORT_SIDES = {"1k": 960, "2k": 1440}
 """Default targets by their short side in pixels; the long side follows from the aspect
 ratio."""
 
-NAMED_SIDES = {"720p": 720, "1k": 960, "1080p": 1080, "2k": 1440, "4k": 2160, "8k": 4320}
-"""All named targets by their short side in pixels."""
+NAMED_SIDES = {"1k": 960, "2k": 1440, "4k": 2160, "8k": 4320}
+"""All named targets by their short side in pixels; names such as 1080p state it
+themselves."""
 
 WORTHWHILE = Fraction(6, 5)
 """Minimum enlargement at which a named target is chosen by default."""
@@ -70,11 +71,12 @@ def plan_upscale(
 ) -> UpscalePlan:
     """Plan the upscale of a coded ``width_px`` x ``height_px`` clip.
 
-    ``res`` is a name such as ``1k``, ``WxH`` (as shown), a factor such as ``2x``, or
-    None for the default target. ``quarter_turn`` tells that the clip is displayed with
-    a rotation of 90 or 270 degrees. Raises UsageError for a ``res`` that cannot be
-    read, for a target no larger than the source (unless it is ``1x`` or ``downscale``)
-    and for one beyond 16384 pixels.
+    ``res`` is a name such as ``1k``, a short side such as ``1080p``, ``WxH`` (as
+    shown), a factor such as ``2x`` or ``1.5x``, or None for the default target.
+    ``quarter_turn`` tells that the clip is displayed with a rotation of 90 or 270
+    degrees. Raises UsageError for a ``res`` that cannot be read, for a target no larger
+    than the source (unless it is ``1x`` or ``downscale``) and for one beyond 16384
+    pixels.
     """
     target_w, target_h = _target(width_px, height_px, res, quarter_turn)
     if max(target_w, target_h) > LARGEST_SIDE_PX:
@@ -136,7 +138,11 @@ def _target(
     text = read_res(res)
     if text in NAMED_SIDES:
         return _by_short_side(width, height, NAMED_SIDES[text])
+    if text.endswith("p"):
+        return _by_short_side(width, height, _even(Fraction(text[:-1])))
     first, _, second = text.partition("x")
+    if not second and "." in first:
+        return _even(width * Fraction(first)), _even(height * Fraction(first))
     if not second:
         return width * int(first), height * int(first)
     shown = int(first), int(second)
@@ -147,14 +153,14 @@ def read_res(text: str) -> str:
     """Return a target as a lower-case word for file names. Raises ConfigError for an
     invalid one."""
     word = text.strip().lower()
-    if word in NAMED_SIDES or re.fullmatch(r"[1-9]\d?x", word):
+    if word in NAMED_SIDES or re.fullmatch(r"[1-9]\d?(\.\d{1,3})?x|[1-9]\d{1,4}p", word):
         return word
     size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", word)
     if size is None:
         raise ConfigError(
-            f"--res must be a name ({', '.join(NAMED_SIDES)}), a size such as "
-            "1664x960 or a "
-            f"factor such as 2x, got {text!r}"
+            f"--res must be a name ({', '.join(NAMED_SIDES)}), a short side such as "
+            "1080p, a size such as 1664x960 or a "
+            f"factor from 1x to 99x, got {text!r}"
         )
     if min(int(size[1]), int(size[2])) < 2:
         raise ConfigError(f"--res {text}: sides must be at least 2 pixels")

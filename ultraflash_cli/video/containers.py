@@ -376,7 +376,10 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
     expected = not reason or suffix == own_suffix(info)
     ways = [(stream, choice.way(suffix, stream, expected)) for stream in wanted]
     notes = [*_rounding(suffix, info.time_base)]
-    if not known.timed:
+    from_pictures = info.container.startswith("image2") or info.container.endswith("_pipe")
+    if suffix == ".png" and from_pictures:
+        pass  # pictures have no timestamps to lose
+    elif not known.timed:
         kept = ", chapters or tags" if info.chapters else " or tags"
         notes.append(
             f"{suffix} cannot store timestamps{kept}; it plays at {float(info.average_rate):.6g} frames per second"

@@ -108,8 +108,11 @@ def numbered(pattern: Path, number: int) -> Path:
 
 def existing_pictures(pattern: Path) -> dict[int, Path]:
     """Return all files that match a pattern, in numerical order; none if the folder is
-    missing. Dangling symlinks are included. Raises ``OSError``.
+    missing. A name without a placeholder is that of a single image, number 1. Dangling
+    symlinks are included. Raises ``OSError``.
     """
+    if _PLACE.search(pattern.name) is None:
+        return {1: pattern} if os.path.lexists(pattern) else {}
     sequence = _sequence_of(pattern)
     try:
         names = os.listdir(sequence.folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.jobs.events import Listener, Warned
-from ultraflash_cli.jobs.planning.inputs import is_address, missing
+from ultraflash_cli.jobs.planning.inputs import as_typed, is_address, missing
 
 __all__ = ["VIDEO_SUFFIXES", "FoundClip", "find_clips", "is_several", "missing_inputs", "names_a_file"]
 
@@ -45,7 +45,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 """Extensions of videos in folders; files named explicitly are always tried."""
 
-_RESULT = re.compile(r"_(\d+(k|p|x)|\d+x\d+)(_part|_preview)?(_side_by_side)?$")
+_RESULT = re.compile(r"_(\d+(k|p|(\.\d+)?x)|\d+x\d+)(_part|_preview)?(_side_by_side)?$")
 _NAMED = 3
 """Maximum number of skipped files that a message names."""
 
@@ -85,7 +85,7 @@ def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputEr
             os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             meant = asks_output and path is inputs[-1] and path.suffix.lower() in VIDEO_SUFFIXES
-            error = InputError(f"{path}: {missing(path, meant_as_output=meant)}")
+            error = InputError(f"{as_typed(path)}: {missing(path, meant_as_output=meant)}")
             error.source = str(path)
             found.append(error)
         except OSError:
@@ -123,6 +123,8 @@ def find_clips(
         found = search.clips()
         if not found and not search.failed:
             hint = "" if recursive else ", or use --recursive for subfolders"
+            if search.pictures:
+                hint += f"; to upscale the images in it as one clip ({search.pictures}, ...), use --images"
             raise InputError(f"{path} is a folder without video files; name a file or another folder{hint}")
         clips += found
         failed += search.failed
@@ -138,6 +140,8 @@ class _Search:
         self._outputs = os.path.realpath(outputs) if outputs is not None else None
         self._on_event = on_event
         self.failed: list[FoundClip] = []
+        self.pictures = ""
+        """The name of the first numbered image in the folder itself, where there is one."""
 
     def clips(self) -> list[FoundClip]:
         """Return the videos. Raises InputError if the folder itself is not readable."""
@@ -161,6 +165,8 @@ class _Search:
     def _look(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the videos and subfolders of a folder. Raises OSError if it is not
         readable."""
+        from ultraflash_cli.video.sequence import PICTURE_SUFFIXES
+
         videos: list[Path] = []
         inner: list[Path] = []
         links: list[str] = []
@@ -170,6 +176,9 @@ class _Search:
                 continue
 
             is_video = child.suffix.lower() in VIDEO_SUFFIXES
+            is_numbered = child.stem[-1:].isdecimal() and child.suffix.lower() in PICTURE_SUFFIXES
+            if is_numbered and folder == self._top:
+                self.pictures = self.pictures or name
             if not is_video and not self._recursive:
                 continue
 

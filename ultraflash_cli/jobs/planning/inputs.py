@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.source import Source
 
 __all__ = [
+    "as_typed",
     "check_unchanged",
     "file_head",
     "find_input",
@@ -26,7 +27,9 @@ __all__ = [
     "input_facts",
     "input_identity",
     "is_address",
+    "is_photo",
     "made_place",
+    "may_be_photo",
     "missing",
     "with_what_can_be_copied",
 ]
@@ -50,7 +53,7 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
         if path.is_dir():
             raise InputError(f"{path} is a folder, expected a video file")
         if not path.exists():
-            raise InputError(f"{path}: {missing(path)}")
+            raise InputError(f"{as_typed(path)}: {missing(path)}")
         if not path.is_file():
             raise InputError(f"{path} is a pipe or a device, expected a file; use - to read from a pipe")
         if path.suffix.lower() in _PLAYLISTS:
@@ -68,6 +71,24 @@ def is_address(path: Path) -> bool:
     """Return whether a name is a URL, such as `https://...`, rather than a file
     name."""
     return re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE) is not None and not os.path.lexists(path)
+
+
+def may_be_photo(source: "Source") -> bool:
+    """Return whether a file is called like a single picture."""
+    from ultraflash_cli.video.sequence import PICTURE_SUFFIXES
+
+    return isinstance(source, Path) and source.suffix.lower() in PICTURE_SUFFIXES
+
+
+def is_photo(info: "ClipInfo") -> bool:
+    """Return whether a file is a single picture; animations have names like those of pictures, too."""
+    one = info.container == "image2" or info.container.endswith("_pipe") or info.frame_count_estimate == 1
+    return one and may_be_photo(info.source)
+
+
+def as_typed(path: Path) -> str:
+    """Return a name as it was typed: of an address, `Path` takes one of the two slashes away."""
+    return str(path).replace(":/", "://", 1) if is_address(path) else str(path)
 
 
 def missing(path: Path, *, meant_as_output: bool = False) -> str:

@@ -22,9 +22,9 @@ def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> st
     return ".y4m" if codec == "y4m" else ".mkv"
 
 
-def made_name(stem: str, suffix: str) -> Path:
-    """Return the default name of an output; images get their own folder."""
-    return Path(stem, _PICTURES) if suffix == ".png" else Path(f"{stem}{suffix}")
+def made_name(stem: str, suffix: str, *, single: bool = False) -> Path:
+    """Return the default name of an output; images get their own folder, but for a `single` one."""
+    return Path(stem, _PICTURES) if suffix == ".png" and not single else Path(f"{stem}{suffix}")
 
 
 def low_name(output: Path) -> Path:
@@ -34,12 +34,12 @@ def low_name(output: Path) -> Path:
     return output.with_stem(f"{output.stem}_480p")
 
 
-def check_pattern(output: Path) -> None:
-    """Raise UsageError for image names without exactly one number."""
+def check_pattern(output: Path, *, single: bool = False) -> None:
+    """Raise UsageError for image names without exactly one number; a `single` image needs none."""
     places = len(_PLACE.findall(output.name)) if is_pictures(output) else 1
     if places > 1:
         raise UsageError(f"{output} has {places} placeholders for a number, expected one, such as {_PICTURES}")
-    if not places:
+    if not places and not single:
         raise UsageError(
             f"{output} is a single image, but a clip has many frames; use {output.with_suffix('')}/{_PICTURES}"
         )

@@ -102,7 +102,8 @@ def _refuse_gaps(output: Path) -> None:
 
 def check_made_names(*outputs: Path) -> None:
     """Raise UsageError if a default output (a file, or the folder of an image sequence) is a symlink."""
-    for place in (output.parent if is_pictures(output) else output for output in outputs):
+    for output in outputs:
+        place = output.parent if is_pictures(output) and "%" in output.name else output
         if os.path.islink(place):
             raise UsageError(f"{place} is a symlink at a default name; choose the output with -o")
 

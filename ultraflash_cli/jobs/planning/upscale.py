@@ -15,7 +15,9 @@ from ultraflash_cli.jobs.planning.inputs import (
     first_number,
     input_bytes,
     input_identity,
+    is_photo,
     made_place,
+    may_be_photo,
     with_what_can_be_copied,
 )
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
@@ -201,7 +203,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
     named = followed(job.output) if job.output is not None else None
     if to_write and named is not None:
-        _check_target(named, job, source)
+        _check_target(named, job, source, single=may_be_photo(source))
     if to_write and job.temp is not None:
         check_folder(job.temp / "journal")
 
@@ -234,7 +236,9 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     stretch = shape_warning(info, plan) if (shaped := with_shape(info, plan)) is info else None
     info = shaped
 
-    suffix = asked_suffix(named, job.stdout, job.codec)
+    suffix, single = asked_suffix(named, job.stdout, job.codec), is_photo(info) and job.fps is None
+    if single and suffix is None and job.codec in ("auto", "png"):
+        suffix = ".png"
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
     spec = _spec(job, info, plan, fps=fps, threads=threads, suffix=suffix)
     streams = _kept_streams(job, info, suffix, spec.codec)
@@ -242,12 +246,12 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
         streams = replace(streams, reason="")
 
     start_s = window[0] - clip_start_s if window is not None else Fraction(0)
-    output = named or _default_output(job, source, res, streams.suffix, is_part=window is not None)
+    output = named or _default_output(job, source, res, streams.suffix, is_part=window is not None, single=single)
     if job.stdout is not None:
         output = stream_target(input_identity(source), job.temp, streams.suffix)
     if to_write and named is None and job.stdout is None and not job.skip_existing:
         check_made_names(output)
-    exists = to_write and job.stdout is None and _check_target(output, job, source)
+    exists = to_write and job.stdout is None and _check_target(output, job, source, single=single)
     if to_write and not exists:
         _check_space(output, job, info, spec, window)
     if not exists:
@@ -305,11 +309,11 @@ def _spec(
     )
 
 
-def _default_output(job: UpscaleJob, source: "Source", res: str, suffix: str, *, is_part: bool) -> Path:
+def _default_output(job: UpscaleJob, source: "Source", res: str, suffix: str, *, is_part: bool, single: bool) -> Path:
     part = "_preview" if job.preview is not None else "_part" if is_part else ""
     part += "_side_by_side" if job.side_by_side else ""
     beside, stem = made_place(source)
-    return (job.folder or beside) / made_name(f"{stem}_{res}{part}", suffix)
+    return (job.folder or beside) / made_name(f"{stem}_{res}{part}", suffix, single=single)
 
 
 def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str) -> "StreamPlan":
@@ -327,8 +331,8 @@ def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: 
         known.update(found)
 
 
-def _check_target(output: Path, job: UpscaleJob, source: "Source") -> bool:
-    check_pattern(output)
+def _check_target(output: Path, job: UpscaleJob, source: "Source", *, single: bool) -> bool:
+    check_pattern(output, single=single)
     return check_target(
         output,
         source=source,

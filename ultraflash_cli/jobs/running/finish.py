@@ -73,6 +73,8 @@ def _fewer(streams: StreamPlan) -> Iterator[StreamPlan]:
 
 def _pictures(files: Sequence[SegmentFile], spec: EncodeSpec, frames: int, first: int, made: str | None) -> Finish:
     def make(pattern: Path) -> Sequence[str]:
+        if frames > 1 and numbered(pattern, 1) == numbered(pattern, 2):
+            raise OutputCheckError(f"{pattern.name}: the input has {frames} frames; use DIR/%05d.png for all of them")
         write_pictures(files, pattern, first=first, made=made)
         check_pictures(pattern, frames=frames, spec=spec, first=first)
         return ()
