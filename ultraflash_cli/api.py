@@ -197,10 +197,10 @@ def open_stream(
     default one.
     """
     if not 0 <= detail <= 1 or not 0 <= strength <= 1:
-        raise ConfigError(f"detail and strength are between 0 and 1, got {detail} and {strength}")
+        raise ConfigError(f"detail and strength must be between 0 and 1, got {detail} and {strength}")
     check_guard(guard)
     if seed < 0 or (threads is not None and threads < 1):
-        raise ConfigError(f"seed is 0 or more and threads 1 or more, got {seed} and {threads}")
+        raise ConfigError(f"seed must be at least 0 and threads at least 1, got {seed} and {threads}")
     facts = {
         "size": list(size), "scale": scale, "model": model, "detail": detail, "strength": strength,
         "guard": guard, "match_colors": match_colors, "seed": seed, "precision": precision,
@@ -357,7 +357,7 @@ class FrameStream:
         theirs = told["stream"]
         other = [name for name, value in self._facts.items() if theirs.get(name) != value]
         if other:
-            raise UsageError(f"the state belongs to a stream with another {', '.join(other)}")
+            raise UsageError(f"the state belongs to a stream with a different {', '.join(other)}")
         self.frames_in, self.frames_out = told["frames_in"], told["frames_out"]
         self._scene = told["scene"]
         self._form = None if told["form"] is None else Form(*told["form"])

@@ -72,7 +72,7 @@ def test_errors_are_vapoursynth_s_and_the_next_frames_are_right(facts: dict[str,
     assert "changes its format or size" in errors["varying"] and "core.resize" in errors["varying"]
     assert "expected YUV" in errors["odd"]
     assert "expected a video clip, got NoneType" in errors["none"]
-    assert "detail and strength are between 0 and 1" in errors["options"]
+    assert "detail and strength must be between 0 and 1" in errors["options"]
     assert errors["source"] != "nothing"
 
 

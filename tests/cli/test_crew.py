@@ -60,7 +60,9 @@ def test_ray_is_imported_for_the_executor_ray_only(tmp_path: Path, source: Path)
         pytest.param(("--executor", "ray", "--work-dir", "w", "--device", "cpu,cpu"), "itself", id="devices of Ray"),
         pytest.param(("--address", "auto"), "--executor ray", id="an address without Ray"),
         pytest.param(
-            ("--executor", "workers", "--work-dir", "w", "--workers", "2"), "starts none", id="others start them"
+            ("--executor", "workers", "--work-dir", "w", "--workers", "2"),
+            "does not start workers",
+            id="others start them",
         ),
         pytest.param(("--workers", "2", "--html"), "--html", id="a page"),
     ],

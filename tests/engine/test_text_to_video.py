@@ -191,7 +191,9 @@ def test_a_window_that_slides_has_no_end() -> None:
     ("changes", "words"),
     [
         pytest.param(NO_LATENTS, "needs a decoder", id="nothing makes frames of latents"),
-        pytest.param({**NO_LATENTS, "generator": None, "pixels": None}, "pixel path enlarges", id="nothing enlarges"),
+        pytest.param(
+            {**NO_LATENTS, "generator": None, "pixels": None}, "a pixel path is required", id="nothing enlarges"
+        ),
         pytest.param({**NO_LATENTS, "sr_dit": TINY_LITE.sr_dit}, "SR transformer", id="a transformer without latents"),
         pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "groups 6 latents", id="other groups"),
         pytest.param({"upsampler": None}, "must be given together", id="a decoder without an upsampler"),

@@ -117,7 +117,7 @@ def test_a_function_of_a_module_is_a_reward_with_or_without_the_truth(
 
     with pytest.raises(UsageError, match=r"returned \[\], expected one score per frame"):
         load_reward("own_rewards:flat").score(truth, truth)
-    for name, message in (("own_rewards:SPOILED", "is no reward"), ("own_rewards:gone", "cannot be loaded")):
+    for name, message in (("own_rewards:SPOILED", "is not a reward"), ("own_rewards:gone", "cannot be loaded")):
         with pytest.raises(UsageError, match=message):
             load_reward(name)
     with pytest.raises(UsageError, match="No module named"):

@@ -326,7 +326,7 @@ def test_a_lora_is_added_in_float32() -> None:
             id="no such weight",
         ),
         pytest.param(
-            {"a.lora_A.weight": torch.ones(2, 5), "a.lora_B.weight": torch.ones(4, 2)}, "another network", id="shape"
+            {"a.lora_A.weight": torch.ones(2, 5), "a.lora_B.weight": torch.ones(4, 2)}, "different network", id="shape"
         ),
     ],
 )

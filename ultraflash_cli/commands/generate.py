@@ -58,7 +58,7 @@ def generate(
             "--output",
             metavar="FILE|DIR|-",
             parser=as_path,
-            help="Output, by default named after prompt, size and seed. Its tags hold prompt, model and seed. "
+            help="Output, by default named after prompt, size and seed, which its tags record with the model. "
             "DIR/%05d.png writes images; - streams to stdout: Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
@@ -98,7 +98,7 @@ def generate(
         int, typer.Option("--count", metavar="N", help="Clips per prompt, with seeds counting up from --seed.")
     ] = 1,
     save_lr: Annotated[
-        bool, typer.Option("--save-lr", help="Also write the 480p clip, as NAME_480p next to the other.")
+        bool, typer.Option("--save-lr", help="Also write the 480p clip, as NAME_480p in the same folder.")
     ] = False,
     cache_management: Annotated[
         str,
@@ -146,7 +146,7 @@ def generate(
     several = len(texts) * count > 1
     to_stream = takes_stream(output)
     if to_stream and several:
-        raise UsageError(f"'{output}' is a stream for a single clip; several clips need a folder")
+        raise UsageError(f"only one clip can be written to '{output}'; give a folder for several")
     into_folder = output is not None and not to_stream and (several or os.path.isdir(output))
     console.data_on_err = is_stdout(output)
     if output is not None and several and not os.path.isdir(output):

@@ -269,12 +269,14 @@ def answer_drawn_scenes(
 def encode_captioned_clips(
     console: Console,
     clips: Annotated[Path, typer.Argument(metavar="CLIPS", help="Folder of captioned clips.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; resumes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; an interrupted run resumes.")],
     model: Annotated[
         str, typer.Option("--profile", metavar="NAME|FILE", help="Model whose networks encode.")
     ] = "ultraflash",
     scale: Annotated[Literal["2", "3"], typer.Option("--scale", help="Downscale factor of degraded copies.")] = "2",
-    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="Licence of unstated clips.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", metavar="TEXT", help="Licence of clips that state none.")
+    ] = None,
     sizes: Annotated[
         list[str] | None,
         typer.Option("--size", metavar="WxH", help="Size of clips; repeat for several shapes."),
@@ -288,7 +290,7 @@ def encode_captioned_clips(
         float, typer.Option("--aigc", metavar="SHARE", help="Share that looks like generated video.")
     ] = 0.6,
     regenerate: Annotated[
-        float, typer.Option("--regenerate", metavar="SHARE", help="Share that the generator redraws.")
+        float, typer.Option("--regenerate", metavar="SHARE", help="Share of clips that the generator redraws.")
     ] = 0.0,
     fps: Annotated[int, typer.Option("--fps", metavar="N", help="Frames per second.")] = 16,
     shard_clips: Annotated[int, typer.Option("--shard-clips", metavar="N", help="Clips per shard.")] = 100,

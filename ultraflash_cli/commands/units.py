@@ -83,7 +83,9 @@ def choose_crew(
     if executor == "local" and work_dir is None and len(devices) == 1 and workers in (None, 1):
         return None, shared
     if executor == "workers" and (workers is not None or len(devices) > 1):
-        raise UsageError("--executor workers starts none; start each with `ultraflash worker DIR --device DEVICE`")
+        raise UsageError(
+            "--executor workers does not start workers; start each with `ultraflash worker DIR --device DEVICE`"
+        )
     if executor != "local" and work_dir is None:
         raise UsageError("workers need a folder that all of them share; name it with --work-dir")
     if executor == "ray" and len(devices) > 1:
@@ -106,7 +108,9 @@ def choose_crew(
         threads = max(1, usable_cores() // len(crew.devices))
     kinds = {device.partition(":")[0] for device in devices}
     if len(kinds) > 1:
-        raise UsageError(f"--device {shared.device}: several kinds of device make different pixels; name one kind")
+        raise UsageError(
+            f"--device {shared.device}: different kinds of device produce different pixels; name only one kind"
+        )
     return crew, replace(shared, device=devices[0] if len(devices) == 1 else kinds.pop(), threads=threads)
 
 

@@ -96,7 +96,9 @@ def upscale(
         str | None,
         typer.Option("--preview", metavar="LENGTH[@TIME]", help="Only a short excerpt: 3s@25%, or frame@25% as PNG."),
     ] = None,
-    html: Annotated[bool, typer.Option("--html", help="Also write a page: lanczos against the result.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also write a page that compares the result with lanczos.")
+    ] = False,
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Plain resampling on the left, the result on the right.")
     ] = False,
@@ -104,8 +106,8 @@ def upscale(
         Literal["auto", "frame", "field", "off"],
         typer.Option(
             "--deinterlace",
-            help="auto: if interlaced, and film's own frames if telecined; frame: always; field: always, one frame per "
-            "field; off: never.",
+            help="auto: only interlaced video, restoring film frames if telecined; frame: always; field: always, "
+            "one frame per field; off: never.",
         ),
     ] = "auto",
     crop: Annotated[
@@ -113,7 +115,7 @@ def upscale(
         typer.Option(
             "--crop",
             metavar="none|auto|L,T,R,B",
-            help="Cut the same pixels off every frame; auto finds black borders and a tape's head-switching lines.",
+            help="Crop every frame by this many pixels; auto detects black borders and a tape's head-switching lines.",
         ),
     ] = "none",
     chroma_shift: Annotated[
@@ -121,7 +123,7 @@ def upscale(
         typer.Option(
             "--chroma-shift",
             metavar="none|auto|X,Y",
-            help="Correct colours that lie X pixels too far right and Y too far down, as on VHS; auto measures this.",
+            help="Undo a shift of the colours by X pixels right and Y down, as on VHS; auto measures it.",
         ),
     ] = "none",
     grain: Annotated[
@@ -192,7 +194,7 @@ def upscale(
     is_batch = is_several(inputs, images=images)
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
-        raise UsageError(f"'{_DASH if from_stdin else output}' is a stream for a single clip; remove the other inputs")
+        raise UsageError(f"'{_DASH if from_stdin else output}' can be used with only one clip; remove the other inputs")
     into_folder = output is not None and not to_stream and (is_batch or os.path.isdir(output))
     if is_batch and output is not None and os.path.isfile(output):
         raise UsageError(f"{output} is a file; several inputs need an output folder")

@@ -117,7 +117,7 @@ class CacheManagement:
             raise UsageError(
                 f"--cache-management: steps={self.steps} is more than the "
                 f"{len(config.steps)} denoising steps that this "
-                f"model has; ask for 1 to {len(config.steps)}"
+                f"model has; choose 1 to {len(config.steps)}"
             )
         return replace(
             config,

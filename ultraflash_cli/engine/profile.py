@@ -97,8 +97,8 @@ class Profile:
     def __post_init__(self) -> None:
         if self.sr_dit is not None and self.sr_dit.group_latents != self.group_latents:
             raise ConfigError(
-                f"{self.name}: the SR transformer groups {self.sr_dit.group_latents} "
-                "latents"
+                f"{self.name}: groups must have {self.sr_dit.group_latents} latents, as in "
+                f"the SR transformer, got {self.group_latents}"
             )
 
         pad, drop = self.alignment.pad_front, self.alignment.drop_front
@@ -111,12 +111,12 @@ class Profile:
             raise ConfigError(f"{self.name}: upsampler and decoder must be given together")
         if self.decoder is None and (self.pixels is None or self.sr_dit is not None):
             raise ConfigError(
-                f"{self.name}: without a decoder the pixel path enlarges, and there is no "
-                "SR transformer"
+                f"{self.name}: without a decoder, a pixel path is required and an SR "
+                "transformer is not allowed"
             )
         if self.alignment.delay and self.pixels:
             raise ConfigError(
-                f"{self.name}: the pixel path needs pad_front equal to drop_front"
+                f"{self.name}: the pixel path requires pad_front equal to drop_front"
             )
         if not 0 <= self.condition_noise < 1:
             raise ConfigError(
@@ -135,7 +135,7 @@ class Profile:
 
     def _check_generator(self, generator: GeneratorConfig) -> None:
         if self.decoder is None:
-            raise ConfigError(f"{self.name}: a generator needs a decoder")
+            raise ConfigError(f"{self.name}: a generator requires a decoder")
         if self.base_decoder.latent_channels != generator.latent_channels:
             raise ConfigError(
                 f"{self.name}: generator and decoder have different latent channels"

@@ -124,7 +124,7 @@ def _check_rules(rules: CacheManagement, profile: Profile, *, refines: bool) -> 
         )
     if rules.kv and profile.sr_dit is None:
         raise UsageError(
-            f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; remove kv"
+            f"--cache-management: kv shrinks the KV cache of an SR transformer, and {profile.name} has none; remove kv"
         )
     if rules.kv and not refines:
         raise UsageError(

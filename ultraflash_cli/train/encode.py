@@ -70,7 +70,7 @@ class EncodeJob:
     def __post_init__(self) -> None:
         unit = 16 * self.scale
         if any(side % unit for size in self.sizes for side in size) or not self.sizes:
-            raise ConfigError(f"sizes of clips are multiples of {unit}, got {self.sizes}")
+            raise ConfigError(f"sizes of clips must be multiples of {unit}, got {self.sizes}")
         if min(self.conditions, self.fps, self.shard_clips, *self.latents) < 1:
             raise ConfigError("conditions, fps, latents and clips of a shard must be at least 1")
 

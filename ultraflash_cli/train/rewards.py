@@ -159,8 +159,8 @@ def function_reward(name: str, found: Any) -> Reward:
         if isinstance(made, Reward):
             return made
     raise UsageError(
-        f"{name!r} is no reward; expected a function of frames, or of frames and truth, or what returns an "
-        "object with `score` (docs/training.md)"
+        f"{name!r} is not a reward; expected a function of frames, or of frames and truth, or a function "
+        "that returns an object with `score` (docs/training.md)"
     )
 
 

@@ -166,12 +166,12 @@ def normalise(
     if missing or unexpected:
         raise WeightsError(
             f"{name}: {len(missing)} of {len(expected)} tensors are missing ({_listed(missing)}), "
-            f"{len(unexpected)} are unexpected ({_listed(unexpected)}); this is another file, or an incomplete one"
+            f"{len(unexpected)} are unexpected ({_listed(unexpected)}); this is a different or an incomplete file"
         )
     for key, shape in expected.items():
         if tuple(fitted[key].shape) != tuple(shape):
             raise WeightsError(
-                f"{name}: {key} has shape {tuple(fitted[key].shape)}, expected {tuple(shape)}; this is another file"
+                f"{name}: {key} has shape {tuple(fitted[key].shape)}, expected {tuple(shape)}; this is a different file"
             )
     return fitted
 
@@ -245,7 +245,7 @@ def merge_lora(base: Mapping[str, Tensor], lora: Mapping[str, Tensor], *, scale:
         if (up.shape[0], down.shape[1]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
             raise WeightsError(
                 f"LoRA: {stem} is {tuple(weight.shape)}, its update {tuple(up.shape)} x {tuple(down.shape)}; "
-                "it belongs to another network"
+                "it belongs to a different network"
             )
         update = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
         merged[f"{stem}.weight"] = (weight.float() + scale * update).to(weight.dtype)

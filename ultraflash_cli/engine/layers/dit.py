@@ -87,7 +87,7 @@ class DitConfig:
             raise ConfigError(f"{self.NAME}: freq_dim must be even, got {self.freq_dim}")
         if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
             raise ConfigError(
-                f"{self.NAME}: a patch is (1, rows, columns), got {self.patch}"
+                f"{self.NAME}: a patch must be (1, rows, columns), got {self.patch}"
             )
 
     def patches(self, height: int, width: int) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class LatentUpsamplerConfig:
 
     def __post_init__(self) -> None:
         if self.scale not in (2, 3):
-            raise ConfigError(f"upsampler scale is 2 or 3, got {self.scale}")
+            raise ConfigError(f"the upsampler scale must be 2 or 3, got {self.scale}")
         if min(self.latent_channels, self.width, self.blocks) < 1:
             raise ConfigError("upsampler sizes must be positive")
 

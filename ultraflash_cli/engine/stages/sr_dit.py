@@ -92,34 +92,35 @@ class SrDitConfig(DitConfig):
         self.check_sizes("chunk_frames", "kv_len", "group_latents", "top_k_ratio")
         if min(self.text_len, self.local_range, self.head_dim) < 0:
             raise ConfigError(
-                "SR transformer: text_len, local_range and head_dim are 0 or more"
+                "SR transformer: text_len, local_range and head_dim must be at least 0"
             )
         if self.pool_text and not self.text_len:
             raise ConfigError("SR transformer: pool_text needs a text path")
         if len(self.block) != 3 or min(self.block) < 1:
             raise ConfigError(
-                f"SR transformer: a block is (frames, rows, columns), got {self.block}"
+                f"SR transformer: a block must be (frames, rows, columns), got {self.block}"
             )
 
         for name in ("ref_spatial_tokens", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(
-                    f"SR transformer: {name} is positive or None, got {value}"
+                    f"SR transformer: {name} must be positive or None, got {value}"
                 )
 
         if any(length < 1 for length in self.kv_schedule):
             raise ConfigError(
-                "SR transformer: kv_schedule holds positive numbers, got "
+                "SR transformer: kv_schedule must hold positive numbers, got "
                 f"{self.kv_schedule}"
             )
         if self.prediction not in ("flow", "residual"):
             raise ConfigError(
-                f"SR transformer: prediction is flow or residual, got {self.prediction!r}"
+                f"SR transformer: prediction must be flow or residual, got "
+                f"{self.prediction!r}"
             )
         if self.mask_dtype not in ("float32", "bfloat16"):
             raise ConfigError(
-                "SR transformer: mask_dtype is float32 or bfloat16, got "
+                "SR transformer: mask_dtype must be float32 or bfloat16, got "
                 f"{self.mask_dtype!r}"
             )
         if not 0 <= self.timestep <= 1000:

@@ -56,16 +56,15 @@ class WanVaeConfig:
     def __post_init__(self) -> None:
         if len(self.time_downsample) != len(self.multipliers) - 1:
             raise ConfigError(
-                f"{len(self.multipliers)} levels have {len(self.multipliers) - 1} steps "
-                "between them, "
-                f"time_downsample names {len(self.time_downsample)}"
+                "time_downsample must have one value fewer than multipliers, got "
+                f"{len(self.time_downsample)} and {len(self.multipliers)}"
             )
 
         space, time = 2 ** len(self.time_downsample), 2 ** sum(self.time_downsample)
         if space != LATENT_PX or time != FRAMES_PER_LATENT:
             raise ConfigError(
-                f"the VAE downsamples by {LATENT_PX} in space and {FRAMES_PER_LATENT} in "
-                f"time, got {space} and {time}"
+                f"the VAE must downsample by {LATENT_PX} in space and {FRAMES_PER_LATENT} "
+                f"in time, got {space} and {time}"
             )
         if min(self.width, self.blocks, self.latent_channels, *self.multipliers) < 1:
             raise ConfigError("VAE sizes must be positive")
@@ -75,8 +74,8 @@ class WanVaeConfig:
             or min(self.std) <= 0
         ):
             raise ConfigError(
-                f"mean and std (above 0) hold one value for each of {self.latent_channels} "
-                "channels"
+                f"mean and std must have one value for each of {self.latent_channels} "
+                "channels, and every std must be above 0"
             )
 
 

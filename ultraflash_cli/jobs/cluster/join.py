@@ -205,7 +205,9 @@ def _check_settings(plan: Plan, file: PlannedFile, found: Mapping[str, object]) 
     kept = read_json(plan.settings_path(file)) or {}
     changed = difference(_without_versions(kept), _without_versions(as_read(found)))
     if changed is not None:
-        raise UsageError(f"{file.label}: the units were computed in another way ({changed} here); run `plan` again")
+        raise UsageError(
+            f"{file.label}: the units were computed with different settings ({changed} here); run `plan` again"
+        )
 
 
 def _without_versions(settings: Mapping[str, object]) -> dict[str, object]:

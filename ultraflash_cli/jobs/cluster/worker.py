@@ -98,7 +98,7 @@ def share_of(units: list[Unit], *, index: int | None, of: int | None) -> list[Un
     """
     if index is None:
         if of is not None:
-            raise UsageError("--of needs --index; give both, or none for all units")
+            raise UsageError("--of needs --index; give both, or neither for all units")
         return units
     if index < 0 or (of is not None and not 0 <= index < of):
         wanted = "at least 0" if of is None else f"between 0 and {of - 1} with --of {of}"

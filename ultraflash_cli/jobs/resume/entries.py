@@ -271,7 +271,7 @@ def _counts(read: object) -> tuple[int, int] | None:
         return None
     counts = cast("tuple[object, ...]", tuple(read)) if isinstance(read, list | tuple) else ()
     if len(counts) != 2 or any(type(count) is not int or count < 0 for count in counts):
-        raise ValueError("what was blended back must be two counts")
+        raise ValueError("the blended-back value must be two counts")
     return cast("tuple[int, int]", counts)
 
 
