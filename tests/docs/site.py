@@ -45,7 +45,7 @@ ABOUT = {
     "changelog.md": "what each version can do",
     "contributing.md": "reporting bugs, running the tests, rules for changes",
     "security.md": "reporting vulnerabilities, what is trusted",
-    "architecture.md": "the cascade, the contract of its stages, the rooms of the code",
+    "architecture.md": "the cascade, the contract of its stages, the packages",
     "reference/cascade.md": "what the published models compute",
     "training.md": "material, recipes, export",
 }
