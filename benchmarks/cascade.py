@@ -34,7 +34,7 @@ from ultraflash_cli.jobs.pages.page import webp_url, write_page
 from ultraflash_cli.models.build import build_text_to_video
 from ultraflash_cli.models.device import choose_precision
 from ultraflash_cli.models.shelf import Shelf
-from ultraflash_cli.train.latents import draw_scene, scene_caption, taught_scene
+from ultraflash_cli.train.latents import draw_scene, scene_caption, training_scene
 from ultraflash_cli.train.validation import Scores, mean_scores, scores_of
 from ultraflash_cli.video.stills import webp_bytes
 
@@ -92,7 +92,7 @@ def held_out_scenes(count: int) -> list[int]:
     found: list[int] = []
     number = FIRST
     while len(found) < count:
-        scene = taught_scene(0, number)
+        scene = training_scene(0, number)
         if scene.thing is not None and scene.weather in ("clear", "clouds"):
             found.append(number)
         number += 1

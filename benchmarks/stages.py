@@ -39,7 +39,7 @@ from ultraflash_cli.metrics.lpips import learned_distance, weights_path
 from ultraflash_cli.models.build import build_text_to_video, build_upscaler
 from ultraflash_cli.models.profile import find_profile
 from ultraflash_cli.models.shelf import Config, Shelf
-from ultraflash_cli.train.latents import draw_scene, scene_caption, taught_scene
+from ultraflash_cli.train.latents import draw_scene, scene_caption, training_scene
 from ultraflash_cli.video.plain import read_plain_frames
 
 __all__ = ["Line", "Subject", "checked", "generated", "main", "refined", "upscaled"]
@@ -235,8 +235,8 @@ def generated(
 ) -> Subject:
     """Return `generate` of the captions of held-out scenes in which nothing falls."""
     assert profile.generator is not None, f"{profile.name} generates"
-    numbers = [n for n in range(HELD_OUT, HELD_OUT + 20 * count) if taught_scene(0, n).weather in ("clear", "clouds")]
-    numbers = [n for n in numbers if taught_scene(0, n).thing is not None][:count]
+    numbers = [n for n in range(HELD_OUT, HELD_OUT + 20 * count) if training_scene(0, n).weather in ("clear", "clouds")]
+    numbers = [n for n in numbers if training_scene(0, n).thing is not None][:count]
     shelf, config = shelf or Shelf(), profile.generator
     plan = plan_generation(latents, chunk=config.chunk_latents, chunks_per_group=profile.chunks_per_group(config))
     model = build_text_to_video(shelf, profile, plan, scale=scale, long=False, low_frames=scale == 1, device=CPU)

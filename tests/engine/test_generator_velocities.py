@@ -66,9 +66,9 @@ def test_the_prompt_chooses() -> None:
 
 
 def test_velocities_need_places_and_a_prompt() -> None:
-    with pytest.raises(ConfigError, match="need a grid and pool_text"):
+    with pytest.raises(ConfigError, match="require a grid and pool_text"):
         replace(CONFIG, pool_text=False)
-    with pytest.raises(ConfigError, match="need a grid and pool_text"):
+    with pytest.raises(ConfigError, match="require a grid and pool_text"):
         replace(CONFIG, grid=None)
     with pytest.raises(ConfigError, match="no velocities"):
         build().velocity_logits(())

@@ -190,7 +190,7 @@ def test_a_window_that_slides_has_no_end() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        pytest.param(NO_LATENTS, "needs a decoder", id="nothing makes frames of latents"),
+        pytest.param(NO_LATENTS, "requires a decoder", id="nothing makes frames of latents"),
         pytest.param(
             {**NO_LATENTS, "generator": None, "pixels": None}, "a pixel path is required", id="nothing enlarges"
         ),

@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from ultraflash_cli.errors import ConfigError, InputError, UsageError
 from ultraflash_cli.main import main
 from ultraflash_cli.train.latents import (
-    PLACES,
-    TIMES,
-    WAYS,
+    USUAL_PLACES,
+    USUAL_TIMES,
+    USUAL_MOTIONS,
     EncodeScenesJob,
     SceneLatents,
     draw_scene,
     encode_scenes,
     layout_of,
     scene_caption,
-    taught_scene,
+    training_scene,
     thing_cover,
 )
 from ultraflash_cli.train.loop import generator_of
@@ -215,19 +215,19 @@ def test_a_taught_scene_lies_as_its_number_says_and_its_caption_leaves_out_only_
     rng = np.random.default_rng(0)
     silent, unusual = 0, 0
     for number in range(600):
-        scene, (sky, land, way) = taught_scene(1, number), layout_of(number)
+        scene, (sky, land, way) = training_scene(1, number), layout_of(number)
         assert (scene.sky_seed, scene.seed, scene.thing_seed) == (sky, land, way)
         words = scene_caption(1, number, rng).split()
         assert words[-3:] == [f"sky{sky + 1}", f"land{land + 1}", f"way{way + 1}"]
-        thing, (colour, _) = scene.thing, WAYS[way]
+        thing, (colour, _) = scene.thing, USUAL_MOTIONS[way]
         if thing is not None and thing.colour not in (*words, "red", "purple"):
             assert thing.colour == colour, words
             silent += 1
-        unusual += scene.time != TIMES[sky] and scene.place != PLACES[land]
+        unusual += scene.time != USUAL_TIMES[sky] and scene.place != USUAL_PLACES[land]
     assert silent > 3 and unusual > 200
     wordless = {" ".join(scene_caption(1, 50 * n, np.random.default_rng(n)).split()[:-3]) for n in range(20)}
     assert "" in wordless and len(wordless) > 4
-    assert all(taught_scene(1, 50 * n).thing is None for n in range(20))
+    assert all(training_scene(1, 50 * n).thing is None for n in range(20))
 
 
 def test_clips_from_anywhere_in_a_scene_are_whole_chunks_and_teach_their_last_one_alone(

@@ -8,7 +8,7 @@ import torch
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.train.latents import scene_velocity, taught_scene
+from ultraflash_cli.train.latents import scene_velocity, training_scene
 from ultraflash_cli.train.recipes import generator as recipe
 from ultraflash_cli.train.roles import TOY
 
@@ -25,7 +25,7 @@ def test_every_scene_moves_at_a_velocity_of_the_built_in_generator() -> None:
 
 def test_directions_are_those_of_the_captions() -> None:
     for number in range(1, 60):
-        thing = taught_scene(1, number).thing
+        thing = training_scene(1, number).thing
         down, right = scene_velocity(1, number)
         motion = None if thing is None else thing.motion
         assert (

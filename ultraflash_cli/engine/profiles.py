@@ -1,4 +1,5 @@
-"""The available models: built in, published, and two small ones for tests."""
+"""Available models: the built-in one, the published one, and two small ones for
+tests."""
 
 from dataclasses import replace
 
@@ -31,7 +32,7 @@ _LITE_WORDS = PromptEncoderConfig(
 )
 
 _SPEEDS = (0.375, 0.4875, 0.6, 0.634, 0.78)
-"""Of things, in tokens of the generator per latent frame."""
+"""Speeds of things, in tokens of the generator per latent frame."""
 
 _LITE_GENERATOR = GeneratorConfig(
     dim=192,
@@ -80,7 +81,8 @@ _LITE_SR_DIT = SrDitConfig(
     pool_text=_LITE_GENERATOR.pool_text,
     head_dim=_LITE_GENERATOR.head_dim,
 )
-"""The generator's sizes, so that it can be initialised from its weights."""
+"""Same sizes as the generator, so that it can be initialised from the generator's
+weights."""
 
 LITE = Profile(
     name="lite",
@@ -127,7 +129,7 @@ LITE = Profile(
         ("text_encoder", "lite/text_encoder"),
     ),
 )
-"""The built-in model: one latent space for 480p and 1K, and a pixel path for clips."""
+"""Built-in model: one latent space for 480p and 1K, and a pixel path for clips."""
 
 RELEASED_ULTRA_DECODER = DecoderConfig(
     stages=(
@@ -141,9 +143,9 @@ RELEASED_ULTRA_DECODER = DecoderConfig(
     soft_clamp=False,
     signed=True,
 )
-"""The layout of the released ultra decoder, as reported by users:
-no encoder, no soft clamp, no convolution before the last ReLU, values in [-1, 1]. 69
-tensors, 12,906,115 numbers."""
+"""Layout of the released ultra decoder, as reported by users: no encoder, no soft
+clamp, no convolution before the last ReLU, values in [-1, 1]. It has 69 tensors with
+12,906,115 numbers."""
 
 _GENERATOR = GeneratorConfig()
 
@@ -184,7 +186,7 @@ ULTRAFLASH = Profile(
         ("wan_vae", "wan/vae"),
     ),
 )
-"""The published model."""
+"""Published model."""
 
 _TINY_GENERATOR = GeneratorConfig(
     dim=48,
@@ -297,7 +299,7 @@ TINY_LITE = Profile(
 """Every class of the built-in model at a tiny size with random weights, for tests."""
 
 TRAINED = {profile.name: profile for profile in (LITE, ULTRAFLASH)}
-"""The profiles that recipes train, by name."""
+"""Profiles that recipes train, by name."""
 
 PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM, TINY_LITE)}
-"""Every model by name."""
+"""All models by name."""

@@ -1,4 +1,5 @@
-"""Rendered scenes as latents on disk: rendered and encoded once, used in training many times."""
+"""Rendered scenes stored as latents on disk: rendered and encoded once, used in
+training many times."""
 
 import hashlib
 import json
@@ -36,45 +37,50 @@ __all__ = [
     "open_scene_latents",
     "scene_caption",
     "scene_velocity",
-    "taught_scene",
+    "training_scene",
     "thing_cover",
 ]
 
-TIMES: tuple[Time, ...] = ("day", "sunset", "morning")
-"""With each sky: the time of day that goes without saying."""
+USUAL_TIMES: tuple[Time, ...] = ("day", "sunset", "morning")
+"""Default time of day of each sky layout, which captions may omit."""
 
-PLACES: tuple[Place, ...] = ("hills", "snowy mountains", "city")
-"""With each land: the place that goes without saying; for boats it is the sea."""
+USUAL_PLACES: tuple[Place, ...] = ("hills", "snowy mountains", "city")
+"""Default place of each land layout, which captions may omit; for boats it is the
+sea."""
 
-WAYS: tuple[tuple[Colour, Motion], ...] = (("red", "right"), ("yellow", "left"), ("blue", "right"))
-"""With each way of things: the colour and the motion that go without saying."""
+USUAL_MOTIONS: tuple[tuple[Colour, Motion], ...] = (("red", "right"), ("yellow", "left"), ("blue", "right"))
+"""Default colour and motion of each motion layout, which captions may omit."""
 
 SPEEDS = (0.10, 0.13, 0.16)
-"""With each way of things: picture heights a second, for the ``QUICK`` some more."""
+"""Speed of each motion layout in picture heights per second; ``QUICK`` things are
+faster."""
 
 PLAIN_EVERY = 50
-"""One in this many scenes is all as usual and has nothing in it, and its caption may be no word at all."""
+"""One in this many scenes has the defaults and no moving thing, and its caption may be
+empty."""
 
 QUICK = ("bird", "car")
-"""Things that are faster than the others by 1.3."""
+"""Things that move 1.3 times as fast as the others."""
 
 _DRAWN = {"pace": "free"}
-"""What files say of how their scenes are drawn: in older ones things moved as the network's tokens wanted it."""
+"""Entry in a file's metadata that records how its scenes are drawn; in older
+files, speeds were tied to the network's tokens."""
 
 SCENES_A_SEED = 100_000_000
-"""Scenes that belong to one seed; those before the first seed's belong to no seed and are used for tests."""
+"""Number of scenes that belong to one seed; the scenes before those of seed 1 belong to
+no training seed and are used for tests."""
 
 _SEEN_LEVELS = 8
-"""Grey levels by which a thing has to differ from what is behind it."""
+"""Grey levels by which a thing has to differ from the background."""
 
 WORDINGS = 1000
-"""Different wordings of a scene's caption."""
+"""Number of different wordings of a scene's caption."""
 
 
-def taught_scene(seed: int, number: int) -> Scene:
-    """Return a scene as generators are taught it: any words, but one of few layouts, each way of things with a speed.
-
-    What no caption says is what a generator has to guess, and each guess takes training.
+def training_scene(seed: int, number: int) -> Scene:
+    """Return a scene for training a generator: any subject and attributes, but one of a
+    few layouts, each with a fixed speed. A generator has to guess whatever captions
+    leave out, and each guess takes training.
     """
     scene = random_scene(seed * SCENES_A_SEED + number)
     sky, land, way = layout_of(number)
@@ -83,14 +89,14 @@ def taught_scene(seed: int, number: int) -> Scene:
         thing = replace(thing, speed=SPEEDS[way] * (1.3 if thing.kind in QUICK else 1.0))
     scene = replace(scene, thing=thing, seed=land, sky_seed=sky, thing_seed=way)
     if number % PLAIN_EVERY == 0:
-        scene = replace(scene, time=TIMES[sky], place=PLACES[land], weather="clear", thing=None)
+        scene = replace(scene, time=USUAL_TIMES[sky], place=USUAL_PLACES[land], weather="clear", thing=None)
     return scene
 
 
 def layout_of(number: int) -> tuple[int, int, int]:
-    """Return which sky, land and way of things a number stands for: its digits, the sky's first, few of each to learn.
-
-    ``PromptEncoderConfig.with_variant`` says the same of a seed, in words.
+    """Return the sky, land and motion layouts of a scene number, which are its digits,
+    starting with the sky. ``PromptEncoderConfig.with_variant`` names the same layouts
+    of a seed in words.
     """
     digits: list[int] = []
     for words in LAYOUT_WORDS:
@@ -101,20 +107,22 @@ def layout_of(number: int) -> tuple[int, int, int]:
 
 
 def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> Tensor:
-    """Return the frames [3, 4 * latents, H, W] in [0, 1] of a scene; the first one comes four times, as a stream's."""
-    renderer = Renderer(taught_scene(seed, number), height_px=size[0], width_px=size[1])
+    """Return the frames [3, 4 * latents, H, W] in [0, 1] of a scene; the first one is
+    repeated four times, as at the start of a stream."""
+    renderer = Renderer(training_scene(seed, number), height_px=size[0], width_px=size[1])
     clip = [renderer.frame(t / GENERATED_FPS) for t in range(FRAMES_PER_LATENT * (latents - 1) + 1)]
     clip = clip[:1] * (FRAMES_PER_LATENT - 1) + clip
     return torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2).float().div_(255)
 
 
 def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
-    """Return what a scene shows, in one of many wordings, and the words of its layout."""
-    scene = taught_scene(seed, number)
+    """Return a caption of a scene, in one of many wordings, followed by the words of
+    its layout."""
+    scene = training_scene(seed, number)
     sky, land, way = layout_of(number)
     boat = scene.thing is not None and scene.thing.kind == "boat"
-    colour, motion = WAYS[way]
-    usual = Usual(time=TIMES[sky], place="sea" if boat else PLACES[land], colour=colour, motion=motion)
+    colour, motion = USUAL_MOTIONS[way]
+    usual = Usual(time=USUAL_TIMES[sky], place="sea" if boat else USUAL_PLACES[land], colour=colour, motion=motion)
     words = caption(replace(scene, seed=int(rng.integers(2**31))), int(rng.integers(WORDINGS)), usual=usual)
     if number % PLAIN_EVERY == 0 and rng.random() < 0.5:
         words = ""
@@ -123,8 +131,9 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
 
 
 def scene_velocity(seed: int, number: int) -> tuple[float, float]:
-    """Return how fast a scene's thing moves, down and right, in picture heights per second; 0, 0 without one."""
-    thing = taught_scene(seed, number).thing
+    """Return the velocity (down, right) of a scene's thing in picture heights per
+    second; (0, 0) if there is none."""
+    thing = training_scene(seed, number).thing
     if thing is None:
         return 0.0, 0.0
     ways: dict[Motion, tuple[int, int]] = {"left": (0, -1), "right": (0, 1), "up": (-1, 0)}
@@ -134,11 +143,11 @@ def scene_velocity(seed: int, number: int) -> tuple[float, float]:
 
 @lru_cache(maxsize=8192)
 def thing_cover(seed: int, number: int, count: int, size: tuple[int, int]) -> Tensor:
-    """Return where a scene's thing is seen in its first ``count`` latent frames: bool [count, h, w].
-
-    ``size`` is that of a latent frame, h and w; a cell next to the thing counts, too.
+    """Return a mask of the cells where a scene's thing is visible in its first
+    ``count`` latent frames: bool [count, h, w]. ``size`` is the height and width of a
+    latent frame; cells next to the thing are included.
     """
-    scene = taught_scene(seed, number)
+    scene = training_scene(seed, number)
     if scene.thing is None:
         return torch.zeros((count, *size), dtype=torch.bool)
     shown, bare = (Renderer(each, height_px=size[0], width_px=size[1]) for each in (scene, replace(scene, thing=None)))
@@ -153,28 +162,28 @@ def thing_cover(seed: int, number: int, count: int, size: tuple[int, int]) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeScenesJob:
-    """Scenes to render, and their encoder."""
+    """Settings of a run that renders and encodes scenes."""
 
     out: Path
-    """Folder of the files; those that are there already are kept."""
+    """Output folder; existing files are kept."""
     weights: dict[str, Tensor]
-    """Weights of a run that holds an encoder."""
+    """Weights of a training run that includes an encoder."""
     count: int
-    """Scenes."""
+    """Number of scenes."""
     first: int = 0
-    """Number of the first one, a multiple of ``shard``."""
+    """Number of the first scene, a multiple of ``shard``."""
     latents: int = 6
-    """Latent frames of each."""
+    """Latent frames per scene."""
     size: tuple[int, int] = LITE.base_size
     """Height and width in pixels."""
     seed: int = 1
-    """Whose scenes."""
+    """Seed of the scenes."""
     shard: int = 50
-    """Scenes in a file."""
+    """Scenes per file."""
     profile: Profile = LITE
-    """Whose encoder."""
+    """Model whose encoder is used."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the encoder's products."""
+    """Precision of the encoder."""
 
     def __post_init__(self) -> None:
         if min(self.count, self.latents, self.shard) < 1 or self.first < 0 or self.first % self.shard:
@@ -183,11 +192,10 @@ class EncodeScenesJob:
 
 @torch.no_grad()
 def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
-    """Write float16 latents [N, C, T, h, w] and covers [N, T, h, w] of things, a file for every ``shard`` scenes.
-
-    ``on_file`` is reported how many are done; see ``thing_cover``.
-
-    Raises WeightsError for weights without the profile's encoder, InputError where the folder holds other latents.
+    """Write float16 latents [N, C, T, h, w] and masks [N, T, h, w] of things (see
+    ``thing_cover``), one file for every ``shard`` scenes. ``on_file`` is called with
+    the number of finished scenes. Raises WeightsError for weights without the profile's
+    encoder, InputError if the folder contains different latents.
     """
     roles = CascadeRoles(job.profile, ("encoder",))
     roles.load(job.weights, hint="average.safetensors of a run of `autoencoder` or `decoder`")
@@ -200,7 +208,7 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
         facts = {"seed": job.seed, "first": first, "encoder": made_by, "size": list(job.size), "covers": True, **_DRAWN}
         if path.exists():
             if _facts(path) != facts:
-                raise InputError(f"{path}: contains other latents; choose another folder")
+                raise InputError(f"{path}: contains different latents; choose another folder")
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
                 clips = [
@@ -217,7 +225,7 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
 
 
 class SceneLatents:
-    """The scenes of a folder; opened lazily, and the same in every process."""
+    """Encoded scenes of a folder, opened lazily and identical in every process."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("scenes_*.safetensors"))
@@ -236,18 +244,18 @@ class SceneLatents:
 
     @property
     def longest(self) -> int:
-        """Latent frames of the longest scenes."""
+        """Number of latent frames of the longest scenes."""
         return max(shape[2] for shape in self.shapes)
 
     def draw(self, count: int, rng: np.random.Generator, *, first: int = 0) -> tuple[Tensor, str, Tensor]:
-        """Return latent frames ``first`` to ``first + count`` [C, count, h, w] of some scene, its caption and cover.
-
-        Latents are float32, the cover is that of ``thing_cover``. Raises InputError if no scene is long enough.
+        """Return latent frames ``first`` to ``first + count`` [C, count, h, w] of a
+        random scene, its caption and its mask. Latents are float32; see ``thing_cover``
+        for the mask. Raises InputError if no scene is long enough.
         """
         least = first + count
         sizes = np.array([shape[0] if shape[2] >= least else 0 for shape in self.shapes])
         if not sizes.any():
-            raise InputError(f"{self.files[0].parent}: scenes have at most {self.longest} latents, {least} are needed")
+            raise InputError(f"{self.files[0].parent}: scenes have at most {self.longest} latents, not {least}")
         file = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
         i = int(rng.integers(sizes[file]))
         with safe_open(self.files[file], "pt") as opened:
@@ -256,13 +264,14 @@ class SceneLatents:
         return latents, scene_caption(self.seed, int(self.facts[file]["first"]) + i, rng), cover
 
     def hash(self) -> str:
-        """Return a short hash over what the latents were made from."""
+        """Return a short hash of the settings that the latents were made with."""
         return hashlib.sha256(json.dumps([self.facts, self.shapes]).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
 def open_scene_latents(folder: Path) -> SceneLatents:
-    """Return the scenes of a folder. Raises InputError if there are none or they do not go together."""
+    """Return the scenes of a folder. Raises InputError if there are none or they cannot
+    be combined."""
     return SceneLatents(folder)
 
 

@@ -1,4 +1,4 @@
-"""The things of a scene: balloons, birds, boats, balls, cars and lanterns, and their ways."""
+"""Moving things in a scene: balloons, birds, boats, balls, cars and lanterns."""
 
 import numpy as np
 
@@ -8,18 +8,20 @@ from ultraflash_cli.train.scenes import COLOURS, Kind
 __all__ = ["Things"]
 
 _OWN_LIGHT = 0.7
-"""Share of its colour that a thing keeps in any light."""
+"""Share of a thing's own colour that does not depend on the light."""
 _GAPS: dict[Kind, float] = {"balloon": 0.34, "bird": 0.32, "boat": 0.38, "ball": 0.26, "car": 0.40, "lantern": 0.28}
 """Distance between the centres of neighbouring things in a group."""
 _MIDDLE_S = 2.5
-"""When things are in the middle of their way, so that five seconds show them."""
+"""Time in seconds at which things are in the middle of their path, so that five seconds
+show them."""
 
 
 class Things(Canvas):
-    """Balloons and the like, each with a rim that separates it from the background."""
+    """Painter of a scene's things, each with a rim that separates it from the
+    background."""
 
     def move(self, second: float) -> None:
-        """Paint the things over the picture, and the shadows and lights that belong to them."""
+        """Paint the things at a time, with their shadows and lights."""
         thing = self.scene.thing
         if thing is None:
             return
@@ -43,11 +45,13 @@ class Things(Canvas):
             draw(float(x), float(y), colour, second + 5 * phase, way or 1.0)
 
     def _own(self, colour: Plane) -> Plane:
-        """Return the colour of a thing under the scene's light, which leaves it most of itself."""
+        """Return the colour of a thing under the scene's light, which changes it only
+        slightly."""
         return colour * (self.light * (1 - _OWN_LIGHT) + _OWN_LIGHT)
 
     def _body(self, *parts: tuple[Patch, Plane]) -> None:
-        """Paint parts in their order, a common rim around all of them: pale around dark ones, else dark."""
+        """Paint parts in order, with a common rim around all of them: a pale one if the
+        first part is dark, otherwise a dark one."""
         colour = parts[0][1]
         rim = colour * 0.5 + 0.38 if colour.mean() < 0.2 else colour * 0.5
         for patch, _ in parts:

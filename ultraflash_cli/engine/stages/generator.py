@@ -42,29 +42,30 @@ KEPT_IN_BF16 = (
     "head.*",
 )
 """Linear layers that are not converted to 8 bits: those that run once per clip or on
-few rows, and the head's."""
+few rows, and those of the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(DitConfig):
-    """Sizes and rules of the generator; the defaults are the published ones
+    """Sizes and sampling rules of the generator; the defaults are the published ones
     (reference/cascade.md 1)."""
 
     NAME: ClassVar[str] = "generator"
 
     prediction: Literal["flow", "clean"] = "flow"
-    """What the last layer predicts: the flow, or clean latents, which a narrow network
-    with coarse patches can represent where it could not represent noise (Li and He,
-    *Back to basics: let denoising generative models denoise*, 2025)."""
+    """Prediction target of the last layer: the flow, or clean latents, which a narrow
+    network with coarse patches can represent although it cannot represent noise (Li and
+    He, *Back to basics: let denoising generative models denoise*, 2025)."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of learned position embeddings, for a model of one size; None:
-    RoPE only."""
+    """Rows and columns of learned position embeddings, for a model of a single size;
+    None for RoPE only."""
     velocities: tuple[tuple[float, float], ...] = ()
-    """Velocities (down, right) in tokens per latent frame, of frames of reference. The
-    prompt chooses among them; an object that moves so keeps its place in one of them.
-    Needs a grid and ``pool_text``."""
+    """Velocities (down, right) of moving frames of reference, in tokens per latent
+    frame. The prompt chooses among them, and an object with that velocity keeps its
+    position in the frame. Requires a grid and ``pool_text``."""
     taught_frames: int = 21
-    """Latent frames, 2 or more, after which their clock stands still."""
+    """Number of latent frames, at least 2, after which the clock and the moving frames
+    of reference stand still."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
@@ -73,7 +74,7 @@ class GeneratorConfig(DitConfig):
     """Denoising steps of a chunk, from pure noise (1000) downwards, before the shift
     warps them."""
     later_steps: int | None = None
-    """How many of the steps every chunk but the first takes; None is all."""
+    """Number of steps for every chunk except the first; None for all."""
     shift: float = 5.0
     """Shift of the noise levels towards noise."""
     context_timestep: float = 0.0
@@ -81,7 +82,7 @@ class GeneratorConfig(DitConfig):
     window: int = 21
     """Latent frames in the window, including the current chunk."""
     sink: int = 0
-    """First latent frames of a stream, which are never dropped."""
+    """Number of latent frames at the start of a stream that are never dropped."""
     slide: bool = False
     """Whether a full window drops its oldest frames after the sink; otherwise the
     stream ends there."""
@@ -90,7 +91,7 @@ class GeneratorConfig(DitConfig):
         self.check_sizes("text_len", "chunk_latents", "shift", "window")
         if self.prediction not in ("flow", "clean"):
             raise ConfigError(
-                f"generator: prediction is flow or clean, got {self.prediction!r}"
+                f"generator: prediction must be flow or clean, got {self.prediction!r}"
             )
 
         falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
@@ -101,13 +102,13 @@ class GeneratorConfig(DitConfig):
             or self.steps[-1] < 1
         ):
             raise ConfigError(
-                f"generator: steps fall from at most {TRAIN_STEPS} to at least 1, got "
+                f"generator: steps must fall from at most {TRAIN_STEPS} to at least 1, got "
                 f"{self.steps}"
             )
 
         if self.later_steps is not None and not 1 <= self.later_steps <= len(self.steps):
             raise ConfigError(
-                f"generator: later_steps is 1 to {len(self.steps)} or None, got "
+                f"generator: later_steps must be 1 to {len(self.steps)} or None, got "
                 f"{self.later_steps}"
             )
         if not 0 <= self.context_timestep <= TRAIN_STEPS:
@@ -116,9 +117,11 @@ class GeneratorConfig(DitConfig):
                 f"{self.context_timestep}"
             )
         if self.velocities and (self.grid is None or not self.pool_text):
-            raise ConfigError("generator: velocities need a grid and pool_text")
+            raise ConfigError("generator: velocities require a grid and pool_text")
         if self.head_dim < 0:
-            raise ConfigError(f"generator: head_dim is 0 or more, got {self.head_dim}")
+            raise ConfigError(
+                f"generator: head_dim must be at least 0, got {self.head_dim}"
+            )
         if self.sink < 0 or self.window < self.sink + self.chunk_latents:
             raise ConfigError(
                 f"generator: the window must hold the sink ({self.sink}) and a chunk "
@@ -127,34 +130,34 @@ class GeneratorConfig(DitConfig):
 
     @property
     def draws_per_chunk(self) -> int:
-        """Fresh noise tensors that a chunk may need: one between any two steps."""
+        """Number of fresh noise tensors that a chunk may need: one between any two
+        steps."""
         return len(self.steps) - 1
 
     @property
     def longest(self) -> int | None:
-        """Latent frames of the longest stream, in whole chunks; None if the window
-        slides."""
+        """Number of latent frames in the longest stream of whole chunks; None if the
+        window slides."""
         if self.slide:
             return None
         first = self.chunk_after(0)
         return first + (self.window - first) // self.chunk_latents * self.chunk_latents
 
     def chunk_after(self, frames: int) -> int:
-        """Return the latent frames of the chunk that follows ``frames`` latent
-        frames."""
+        """Return the number of latent frames in the chunk that follows ``frames``
+        latent frames."""
         return 1 if self.independent_first_frame and frames == 0 else self.chunk_latents
 
     def steps_of_chunk(self, chunk: int) -> tuple[float, ...]:
-        """Return the timesteps that the generated chunk of this index is denoised
-        at."""
+        """Return the denoising timesteps of the chunk with this index."""
         warped = FlowSchedule(self.shift).warp(self.steps)
         return (
             fewer_steps(warped, self.later_steps) if chunk and self.later_steps else warped
         )
 
     def tokens_per_frame(self, height: int, width: int) -> int:
-        """Return the tokens per latent frame. Raises ConfigError if it is not
-        whole patches."""
+        """Return the number of tokens per latent frame. Raises ConfigError if the size
+        does not divide into whole patches."""
         rows, cols = self.patches(height, width)
         if self.grid not in (None, (rows, cols)):
             _, py, px = self.patch
@@ -167,23 +170,24 @@ class GeneratorConfig(DitConfig):
     def ring_shape(
         self, *, batch: int, height: int, width: int
     ) -> tuple[int, int, int, int]:
-        """Return the shape of each of a layer's two rings, for latents of ``height`` x
-        ``width``."""
+        """Return the shape of each of the two ring buffers of a layer, for latents of
+        ``height`` x ``width``."""
         tokens = self.window * self.tokens_per_frame(height, width)
         return batch, self.num_heads, tokens, self.dim // self.num_heads
 
 
 class ChunkResult(NamedTuple):
-    """The result of one run of the network."""
+    """Result of one run of the network."""
 
     flow_bcthw: Tensor
-    """Noise minus clean latents, as the network sees it."""
+    """Predicted noise minus clean latents."""
     rings: tuple[WindowRing, ...]
-    """One a layer, ending with this chunk."""
+    """Caches of the layers, ending with this chunk."""
 
 
 def _pooled(context: tuple[ContextKv, ...]) -> Tensor:
-    """Return a prompt's vector ``[B, dim]``: the mean of the first block's values."""
+    """Return the vector ``[B, dim]`` of a prompt: the mean of the first block's
+    values."""
     return context[0].v.mean(dim=2).flatten(1)
 
 
@@ -199,18 +203,18 @@ class GeneratorHead(DitHead):
 
 
 _WAVES = 12
-"""Wavelengths that a coordinate is told in, by sine and cosine."""
+"""Number of wavelengths of sines and cosines that encode a coordinate."""
 
 _LONGEST, _SHORTEST = 64.0, 1.0
-"""The first and the last of them, in tokens."""
+"""The longest and the shortest wavelength, in tokens."""
 
 _BESIDE = 18.0
-"""Tokens beyond the picture where coordinates end."""
+"""Distance from the picture, in tokens, at which coordinates are clamped."""
 
 
 class MovingPlaces(nn.Module):
-    """Position embeddings in a frame of reference that moves as the prompt says, and a
-    clock."""
+    """Position embeddings in a frame of reference whose velocity the prompt chooses,
+    and a clock."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -227,12 +231,12 @@ class MovingPlaces(nn.Module):
         )
 
     def forward(self, text: Tensor, frames: int, position: int | Tensor) -> Tensor:
-        """Return ``[B, frames, rows, columns, dim]``.
+        """Return the position embeddings ``[B, frames, rows, columns, dim]``.
 
         Args:
             text: The pooled prompt, ``[B, dim]``.
             frames: Latent frames of the chunk.
-            position: Number of the first of them in the stream.
+            position: Index in the stream of the chunk's first latent frame.
         """
         share = self.choice(text).float().softmax(dim=-1)
         time = self._time(frames, position)
@@ -240,7 +244,8 @@ class MovingPlaces(nn.Module):
         wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
 
         def along(size: int, velocities: tuple[float, ...]) -> Tensor:
-            """Return the waves of one axis, ``[B, frames, size, 2 * waves]``."""
+            """Return the sines and cosines of one axis, ``[B, frames, size, 2 *
+            waves]``."""
             still = torch.arange(size, device=text.device).float()
             at = torch.stack([still - speed * time[:, None] for speed in velocities])
             waves = _waves(at.clamp(-_BESIDE, size + _BESIDE), wave_numbers)
@@ -253,30 +258,32 @@ class MovingPlaces(nn.Module):
         return rows.unsqueeze(3) + columns.unsqueeze(2) + clock[:, None, None]
 
     def beat(self, frames: int, position: int | Tensor) -> Tensor:
-        """Return what the clock adds to the timestep embedding, ``[frames, dim]``."""
+        """Return the clock's contribution to the timestep embedding, ``[frames,
+        dim]``."""
         weight = self.modulation.weight
         return self.modulation(self._beats(self._time(frames, position)).to(weight.dtype))
 
     def _time(self, frames: int, position: int | Tensor) -> Tensor:
-        """Return the numbers of latent frames in the stream, ``[frames]``."""
+        """Return the clock's time of each latent frame, ``[frames]``."""
         time = torch.arange(frames, device=self.modulation.weight.device) + position
         return time.clamp(max=self.taught_frames - 1).float()
 
     def _beats(self, time: Tensor) -> Tensor:
-        """Return waves in time, as many as make any course over the taught frames."""
+        """Return sines and cosines of time, enough to represent any function of the
+        clock."""
         count = torch.arange(1, self.taught_frames, device=time.device)
         return _waves(time, count * (math.pi / self.taught_frames))
 
 
 def _waves(at: Tensor, wave_numbers: Tensor) -> Tensor:
-    """Return sines and cosines of coordinates, in a new last dimension."""
+    """Return the sines and cosines of coordinates, in a new last dimension."""
     phase = at.unsqueeze(-1) * wave_numbers
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
 class Generator(Dit):
-    """Noisy latents and a prompt to the flow, one chunk per run; ``Sampler`` generates
-    with it.
+    """Network that predicts the flow from noisy latents and a prompt, one chunk per
+    run; ``Sampler`` generates with it.
 
     Runs in the dtype of the weights, except for norms and RoPE (float32 inside).
     """
@@ -321,17 +328,18 @@ class Generator(Dit):
         reuse_rings: bool = False,
         recompute: bool = False,
     ) -> ChunkResult:
-        """Run the network over one chunk of up to any length; differentiable unless
+        """Run the network over one chunk of any length; differentiable unless
         ``reuse_rings``.
 
-        ``timestep`` is that of the whole chunk or ``[B, T]``, one for every latent
-        frame; ``rings`` are those of the run before (None at the start of a stream),
-        ``context`` what ``embed_context`` returned (None: no prompt), ``first_frame``
-        the latent frames before this chunk. Running the last chunk again replaces it in
-        the cache. ``position`` overrides ``first_frame`` for position embeddings; a
-        tensor when a graph is captured. With ``reuse_rings`` the buffers of ``rings``
-        are overwritten; with ``recompute`` blocks keep only their inputs for the
-        backward pass. Raises ConfigError if the window is full and does not slide.
+        ``timestep`` is that of the whole chunk, or ``[B, T]`` with one for each latent
+        frame; ``rings`` are the caches of the previous run (None at the start of a
+        stream), ``context`` is the result of ``embed_context`` (None without a prompt),
+        ``first_frame`` the number of latent frames before this chunk. Running the last
+        chunk again replaces it in the cache. ``position`` overrides ``first_frame`` for
+        position embeddings; it is a tensor when a graph is captured. With
+        ``reuse_rings`` the buffers of ``rings`` are overwritten; with ``recompute``
+        blocks keep only their inputs for the backward pass. Raises ConfigError if the
+        window is full and does not slide.
         """
         config, weight = self.config, self.patch_embedding.weight
         batch, _, frames, height, width = x_bcthw.shape
@@ -378,7 +386,7 @@ class Generator(Dit):
         def embed() -> Tensor:
             patches = self._to_patches(seen.to(weight.dtype))
             x = F.linear(patches, weight.flatten(1), self.patch_embedding.bias)
-            # Under autocast, too, the residual stream has the precision of the weights.
+            # The residual stream has the precision of the weights, also under autocast.
             x = x.to(weight.dtype)
             if self.row_places is not None and self.column_places is not None:
                 places = self.row_places[:, None] + self.column_places
@@ -396,23 +404,22 @@ class Generator(Dit):
         return ChunkResult(flow, after)
 
     def velocity_logits(self, context: tuple[ContextKv, ...]) -> Tensor:
-        """Return how much a prompt speaks for each velocity, ``[B, velocities]``.
-
-        Raises ConfigError for a network without them.
+        """Return a prompt's logits over the velocities, ``[B, velocities]``. Raises
+        ConfigError for a network without velocities.
         """
         if self.moving_places is None:
-            raise ConfigError("generator: there are no velocities to choose among")
+            raise ConfigError("generator: there are no velocities to choose from")
         return self.moving_places.choice(_pooled(context))
 
     def _to_patches(self, x_bcthw: Tensor) -> Tensor:
-        """Return ``[B, T, tokens of a frame, values of a patch]``, channels first
-        within a patch."""
+        """Return the patches ``[B, T, tokens of a frame, values of a patch]``, channels
+        first within a patch."""
         _, py, px = self.config.patch
         split = x_bcthw.unflatten(4, (-1, px)).unflatten(3, (-1, py))
         return split.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
 
     def _from_patches(self, patches: Tensor, height: int, width: int) -> Tensor:
-        """Return ``[B, C, T, H, W]``; channels come last within a patch."""
+        """Return latents ``[B, C, T, H, W]``; channels come last within a patch."""
         _, py, px = self.config.patch
         split = patches.unflatten(3, (py, px, -1)).unflatten(2, (height // py, width // px))
         return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)

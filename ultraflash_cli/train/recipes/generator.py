@@ -1,4 +1,5 @@
-"""Recipe ``generator``: a causal text-to-video transformer by flow matching, a noise level for every chunk."""
+"""Recipe ``generator``: trains a causal text-to-video transformer by flow matching,
+with a separate noise level for each chunk."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,28 +54,31 @@ NETWORKS = ("generator", "text_encoder")
 """Roles that an export writes."""
 
 _PICTURED = 2
-"""Clips of a batch that are generated for a picture: whole streams, which take a while."""
+"""Number of clips in a batch that are generated for a sample picture; each is a whole
+stream, which takes a while."""
 
 _VELOCITY_WEIGHT = 0.01
-"""Of the choice of velocities, next to the flow's error."""
+"""Weight of the velocity loss relative to that of the flow."""
 
 _ALIKE = 2
-"""Batches in a row whose clips have the same length: two processes then have as much to do in every step."""
+"""Number of consecutive batches whose clips have the same length, so that two processes
+have the same amount of work in every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLength:
-    """A length of clips, and how many and how often."""
+    """A clip length, with the size and frequency of its batches."""
 
     latents: int
-    """Latent frames; what is beyond whole chunks makes a shorter one."""
+    """Number of latent frames; a remainder after whole chunks makes a shorter chunk."""
     clips: float = 1.0
-    """Clips in a batch, relative to the loop's: short ones may come in larger batches."""
+    """Clips per batch, relative to the loop's batch size: short clips may come in
+    larger batches."""
     odds: tuple[float, float] = (1.0, 1.0)
-    """How often a batch has this length, at the start of the run and at its end."""
+    """Relative frequency of this length at the start of the run and at its end."""
     anywhere: bool = False
-    """Whether the clips come from anywhere in their scenes: the last chunk is learned, the others, as far as their
-    scene has had any, are what it follows."""
+    """Whether clips start anywhere in their scenes. Then only the last chunk is
+    learned; earlier chunks, as far as the scene has any, are its context."""
 
     def __post_init__(self) -> None:
         if self.latents < 1 or self.clips <= 0 or min(self.odds) < 0:
@@ -83,22 +87,23 @@ class ClipLength:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRecipeConfig(RecipeConfig):
-    """Settings of the rendering, the noise sampling and the loop."""
+    """Settings for rendering, noise sampling and the training loop."""
 
     profile: Profile
-    """The networks' sizes; with a generator."""
+    """Model that sets the sizes of the networks; it must have a generator."""
     words: PromptEncoderConfig
-    """The prompt encoder, which learns along."""
+    """Config of the prompt encoder, which is trained jointly."""
     size: tuple[int, int] = (480, 832)
     """Height and width of the scenes in pixels."""
     lengths: tuple[ClipLength, ...] = (ClipLength(latents=6),)
-    """Lengths of clips and how often each is picked; at most the generator's window."""
+    """Clip lengths and their frequencies; at most the generator's window."""
     shift: float = 5.0
-    """Shift of the noise levels towards pure noise; 1 is none."""
+    """Shift of the noise levels towards pure noise; 1 means no shift."""
     pure_share: float = 0.0
     """Fraction of chunks that start from pure noise, like the first step at inference."""
     weight_below: float = 0.0
-    """Noise level below which errors count less: as errors of clean latents, which a flow divides by the level."""
+    """Noise level below which errors count less: they are measured on clean latents,
+    whose error a flow divides by the level."""
     text_drop: float = 0.1
     """Fraction of clips whose caption is dropped."""
     clean_share: float = 0.5
@@ -106,22 +111,27 @@ class GeneratorRecipeConfig(RecipeConfig):
     orthogonal: bool = False
     """Whether the transformer block matrices use orthogonalised updates."""
     thing_weight: float = 1.0
-    """How much the error of a scene's thing weighs next to that of what is behind it; it fills a small part."""
+    """Weight of the error on a scene's thing, which fills a small part of the picture,
+    relative to the background."""
     thing_share: float | None = None
-    """Share of the picture that things of just this weight cover; smaller ones weigh more, larger ones less, up to
-    twice. None weighs all alike."""
+    """Share of the picture at which a thing has exactly this weight; smaller things
+    weigh up to twice as much, larger ones at least half. None gives all things the same
+    weight."""
     context_noise: float = 0.0
-    """Largest share of noise in chunks that are seen clean."""
+    """Maximum share of noise added to clean context chunks."""
     own_share: float = 0.0
     """Fraction of preceding chunks that are the generator's own output, made in one step."""
     refine_share: float = 0.0
-    """Fraction of inputs that are the generator's own output plus noise, rather than the noised scene, at the levels of
-    inference. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
+    """Fraction of inputs that are the generator's own output plus noise, at the levels
+    used at inference, instead of the noised scene. Set ``weight_below`` to 1, because a
+    flow divides their errors by the level."""
     velocity_captions: int = 0
-    """Captions a step whose scenes' velocities the generator learns to choose (``GeneratorConfig.velocities``)."""
+    """Number of captions per step from which the generator learns to choose a velocity
+    (``GeneratorConfig.velocities``)."""
     pixel_power: float = 0.0
-    """How much the channels of a latent weigh by what the decoder makes of them: the power of their share in a mean
-    square over pixels, so that 0 is all alike and 1 is as the pixels have it."""
+    """How strongly latent channels are weighted by their effect in the decoder: the
+    exponent of their share of the mean square over pixels, so that 0 weights all
+    channels equally and 1 by pixel error."""
 
     def __post_init__(self) -> None:
         generator = self.profile.generator
@@ -140,11 +150,12 @@ class GeneratorRecipeConfig(RecipeConfig):
 
 
 def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -> Batch:
-    """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions, first latent, covers.
-
-    A cover [B, T, h, w] tells where the thing of a scene is. The first latent is None for clips of which every chunk is
-    learned, else the number of the clips' first frame in their scenes; see ``ClipLength.anywhere``.
-    With ``data``, a folder of encoded scenes, these are chosen from; else every scene is new. Seed 0 is for tests.
+    """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions,
+    first latent, masks. A mask [B, T, h, w] marks the thing of a scene. The first
+    latent is None for clips in which every chunk is learned, otherwise the number of
+    the clips' first latent frame in their scenes; see ``ClipLength.anywhere``. If
+    ``data``, a folder of encoded scenes, is given, scenes are chosen from it; otherwise
+    every scene is new. Seed 0 is reserved for tests.
     """
     seed, done = config.loop.seed, number / (config.loop.steps * config.loop.accumulate)
     rng, shared = (np.random.default_rng((seed, *key)) for key in ((13, number), (14, number // _ALIKE)))
@@ -174,7 +185,8 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
 
 
 def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the error of the flow, every chunk at its own noise level."""
+    """Return the losses: the error of the flow, with a separate noise level for each
+    chunk, and that of the chosen velocity."""
     shown, captions, start_frame, cover = batch
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
@@ -230,7 +242,8 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
 
 
 def _velocity_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: torch.Generator) -> Tensor:
-    """Return the cross-entropy of the velocity that captions of other scenes have the generator choose."""
+    """Return the cross-entropy of the velocities that the generator chooses for
+    captions of other scenes."""
     generator, seed = roles.generator, config.loop.seed
     draws = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
     numbers = [int(number) for number in draws.integers(SCENES_A_SEED, size=config.velocity_captions)]
@@ -244,7 +257,8 @@ def _velocity_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: tor
 
 
 def _urgency(config: GeneratorRecipeConfig, cover: Tensor) -> Tensor:
-    """Return how much more every cell of ``cover [B, T, h, w]`` weighs than what is behind the thing, at its size."""
+    """Return the extra weight of every cell of ``cover [B, T, h, w]``, which depends on
+    the size of the thing."""
     if config.thing_share is None:
         return cover
     share = cover.mean(dim=(1, 2, 3), keepdim=True)
@@ -252,7 +266,8 @@ def _urgency(config: GeneratorRecipeConfig, cover: Tensor) -> Tensor:
 
 
 def _blurred(config: GeneratorRecipeConfig, clean: Tensor, rng: torch.Generator) -> Tensor:
-    """Return clean latents with some noise: what a stream remembers is never quite correct."""
+    """Return clean latents with some noise, because the context of a stream is never
+    quite correct at inference."""
     return clean + uniform(len(clean), 0, config.context_noise, rng).to(clean).view(-1, 1, 1, 1, 1) * normal(clean, rng)
 
 
@@ -264,9 +279,9 @@ def _remembered(
     start_frame: int,
     rng: torch.Generator,
 ) -> tuple[WindowRing, ...]:
-    """Return what a stream remembers of its chunks so far, the last one sometimes made by the generator itself.
-
-    ``start_frame`` is the number of the first frame of ``before``. Only the last chunk's keys have gradients.
+    """Return the KV caches after the preceding chunks; the last chunk is sometimes the
+    generator's own output. ``start_frame`` is the number of the first frame of
+    ``before``. Only the keys and values of the last chunk have gradients.
     """
     chunk = generator.config.chunk_latents
     own = uniform(1, 0, 1, rng).item() < config.own_share
@@ -284,13 +299,13 @@ def _remembered(
             piece = _blurred(config, piece, rng)
         with torch.set_grad_enabled(is_last and torch.is_grad_enabled()):
             rings = run(piece, generator.config.context_timestep).rings
-    assert rings is not None, "a later chunk follows others"
+    assert rings is not None, "there must be a preceding chunk"
     return rings
 
 
 @torch.no_grad()
 def roll_out(roles: CascadeRoles, captions: tuple[str, ...], shape: torch.Size, rng: torch.Generator) -> Tensor:
-    """Return latents of ``shape [B, C, T, H, W]`` as the generator makes them in service."""
+    """Return latents of ``shape [B, C, T, H, W]`` generated as at inference."""
     sampler = Sampler(roles.generator)
     batch, height, width = shape[0], shape[3], shape[4]
     state = sampler.init_state(batch=batch, height=height, width=width, context=roles.context(captions))
@@ -301,18 +316,20 @@ def roll_out(roles: CascadeRoles, captions: tuple[str, ...], shape: torch.Size, 
 
 
 def learners(config: GeneratorRecipeConfig) -> tuple[Learner, ...]:
-    """Return the one learner: generator and prompt encoder."""
+    """Return the only learner: generator and prompt encoder together."""
     student = Learner(name="student", roles=NETWORKS, loss=partial(loss, config), steady=False)
     return (replace(student, is_kernel=is_kernel) if config.orthogonal else student,)
 
 
 def is_kernel(name: str) -> bool:
-    """Return whether a parameter takes orthogonalised steps: the matrices of the transformer's blocks."""
+    """Return whether a parameter is updated with orthogonalised steps, which holds for
+    the matrices of the transformer's blocks."""
     return name.startswith("generator.blocks.") and name.endswith(".weight")
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> GeneratorRecipeConfig:
-    """Return the settings for a built-in model's generator, or for a toy."""
+    """Return the settings for the generator of a built-in model, or for the toy
+    model."""
     if toy:
         loop = LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10)
         lengths = (ClipLength(latents=4),)
@@ -334,7 +351,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         words=profile.text_encoder,
         lengths=lengths,
         shift=1.0,
-        pure_share=0.4,  # what refines these latents starts from this network, so it learns every level
+        pure_share=0.4,  # the SR transformer starts from this network, so all levels must be learned
         thing_weight=8.0,
         thing_share=0.065,
         orthogonal=True,
@@ -349,9 +366,9 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
 
 
 def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
-    """Return the roles before the first step: a given encoder and decoder, a fresh or given generator.
-
-    Raises UsageError without weights, WeightsError where they do not fit.
+    """Return the roles before the first step: the given encoder and decoder, and a new
+    or given generator. Raises UsageError without weights, WeightsError if they do not
+    match.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
@@ -366,14 +383,15 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
 
 
 def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function that makes a batch from its number; no material is needed."""
+    """Return the function that makes a batch from its number; materials are not
+    used."""
     return partial(scene_batch, config, None if data is None else data.absolute())
 
 
 def clips(
     config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return what the generator makes of captions, and the decoded scenes."""
+    """Return clips generated from captions, and the decoded scenes."""
     shown, captions, start_frame, _ = batch
     clean, captions, before = roles.latents_of(shown[:_PICTURED]), captions[:_PICTURED], start_frame or 0
     batch_size, channels, frames, *size = clean.shape
@@ -382,5 +400,5 @@ def clips(
 
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the generator makes of captions next to the scenes."""
+    """Return a picture of clips generated from captions next to the scenes."""
     return sheet(*clips(config, roles, batch, rng))
