@@ -14,17 +14,17 @@ from safetensors.torch import save_file
 from ultraflash_cli.errors import ConfigError, InputError, UsageError
 from ultraflash_cli.main import main
 from ultraflash_cli.train.latents import (
+    USUAL_MOTIONS,
     USUAL_PLACES,
     USUAL_TIMES,
-    USUAL_MOTIONS,
     EncodeScenesJob,
     SceneLatents,
     draw_scene,
     encode_scenes,
     layout_of,
     scene_caption,
-    training_scene,
     thing_cover,
+    training_scene,
 )
 from ultraflash_cli.train.loop import generator_of
 from ultraflash_cli.train.recipes import generator

@@ -37,8 +37,8 @@ __all__ = [
     "open_scene_latents",
     "scene_caption",
     "scene_velocity",
-    "training_scene",
     "thing_cover",
+    "training_scene",
 ]
 
 USUAL_TIMES: tuple[Time, ...] = ("day", "sunset", "morning")
