@@ -166,7 +166,7 @@ class Console:
             return
         if self._out.failure == "it was closed":
             raise OutputError("stdout was closed before everything was written")
-        raise OutputError(f"the result cannot be written on stdout: {self._out.failure}")
+        raise OutputError(f"the result cannot be written to stdout: {self._out.failure}")
 
     def info(self, message: str) -> None:
         """Print a message that `-q` silences."""

@@ -54,8 +54,7 @@ class Settings:
         return tuple(filter(None, (login + at, *alone)))
 
     waiting: str = "passive"
-    """How CPU threads wait for one another: as set in the environment, else
-    passively."""
+    """Wait policy of CPU threads: that of the environment, or passive."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:

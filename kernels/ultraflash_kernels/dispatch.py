@@ -73,9 +73,9 @@ def prefers_kernels(device: torch.device) -> bool:
 
 
 def triton_refusal(*tensors: Tensor, widens_bfloat16: bool = False) -> str | None:
-    """Return in a sentence why no kernel supports ``tensors``, or None; an operation
-    may have additional reasons. ``widens_bfloat16`` tells that the kernel converts
-    bfloat16 to float32 on loading, which the interpreter does correctly.
+    """Return a sentence that explains why no kernel supports ``tensors``, or None; an
+    operation may have additional reasons. ``widens_bfloat16`` means that the kernel
+    converts bfloat16 to float32 on loading, which the interpreter does correctly.
     """
     device = tensors[0].device
     if any(x.device != device for x in tensors):
@@ -93,8 +93,8 @@ def triton_refusal(*tensors: Tensor, widens_bfloat16: bool = False) -> str | Non
 
 
 def device_refusal(device: torch.device) -> str | None:
-    """Return in a sentence why no kernel runs on ``device``, or None. On a CPU they
-    only run in the interpreter."""
+    """Return a sentence that explains why no kernel runs on ``device``, or None. On a
+    CPU they only run in the interpreter."""
     if not _has_triton():
         return "Triton is not installed."
     if _interprets():

@@ -97,7 +97,7 @@ def test_a_result_that_cannot_be_written_is_one_line_and_7_after_all_the_work(
     monkeypatch.setattr(sys, "stdout", out)
     assert main(["upscale", str(clip), "--res", "2x", "--json", "-q"]) == 7
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the result cannot be written on stdout: ")
+    assert line.startswith("error: the result cannot be written to stdout: ")
     assert line.endswith("; the output itself is complete")
     assert main(["upscale", str(clip), str(other), "--res", "2x", "--json", "-q", "-y"]) == 7
     assert clip.with_name("other_2x.mkv").is_file(), "the batch goes on"

@@ -195,7 +195,7 @@ def test_a_window_that_slides_has_no_end() -> None:
             {**NO_LATENTS, "generator": None, "pixels": None}, "a pixel path is required", id="nothing enlarges"
         ),
         pytest.param({**NO_LATENTS, "sr_dit": TINY_LITE.sr_dit}, "SR transformer", id="a transformer without latents"),
-        pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "groups 6 latents", id="other groups"),
+        pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "must have 6 latents", id="other groups"),
         pytest.param({"upsampler": None}, "must be given together", id="a decoder without an upsampler"),
         pytest.param({"alignment": Alignment(pad_front=0)}, "pad_front", id="an encoder that runs ahead"),
         pytest.param({"text_encoder": LITE_WORDS}, "do not match the generator", id="other words"),

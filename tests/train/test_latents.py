@@ -72,7 +72,7 @@ def test_an_interrupted_encoding_goes_on_and_other_latents_are_refused(
     written = (tmp_path / "scenes_000000.safetensors").stat().st_mtime_ns
     encode_scenes(job(tmp_path, encoder))
     assert (tmp_path / "scenes_000000.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(InputError, match="other latents"):
+    with pytest.raises(InputError, match="different latents"):
         encode_scenes(job(tmp_path, {name: value + 1 for name, value in encoder.items()}))
     with pytest.raises(InputError, match="at most 3 latents"):
         SceneLatents(tmp_path).draw(4, np.random.default_rng(0))

@@ -42,7 +42,7 @@ class BenchCase:
     """Whether to generate with the long variant, whose window slides, and time
     ``frames`` once the window is full."""
     cache_management: str = "off"
-    """In the syntax of ``engine.cache_policy.CacheManagement.parse``."""
+    """Cache rules, in the syntax of ``engine.cache_policy.CacheManagement.parse``."""
     device: str = "auto"
     precision: str = "auto"
     threads: int = 1

@@ -35,7 +35,7 @@ class WallTime:
 
     frames: int
     seconds: float
-    """From loading the model to the finished file."""
+    """Time from loading the model to the finished file."""
     fps: float
     """Frames per second from the first group of pictures to the finished file, not
     counting that group."""
@@ -60,7 +60,7 @@ class BenchReport:
     device_name: str
     threads: int
     waiting: str
-    """How the threads wait for one another."""
+    """Wait policy of the threads."""
     precision: str
     cache_management: str
     source: tuple[int, int]

@@ -60,7 +60,7 @@ def bench(
     ] = True,
     roofline: Annotated[
         bool,
-        typer.Option("--roofline", help="Estimate the published model on a GPU, by counting; no GPU."),
+        typer.Option("--roofline", help="Estimate the speed of the published model on a GPU; needs no GPU."),
     ] = False,
     rates: Annotated[
         str | None,

@@ -33,7 +33,7 @@ def read_device(device: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
-    """Who computes a job in units."""
+    """Workers that compute a job in units, and their work folder."""
 
     executor: str
     """`local`, `ray`, or `workers` for workers that are started separately."""

@@ -117,7 +117,7 @@ class _CudaRecording:
 
 
 class GraphCounts(NamedTuple):
-    """How often steps of a stage were recorded, replayed or run eagerly."""
+    """Number of steps of a stage that were recorded, replayed or run eagerly."""
 
     recorded: int
     """Number of graphs."""

@@ -46,7 +46,7 @@ class PixelRefiner:
 
     @property
     def scale(self) -> int:
-        """Growth per side."""
+        """Scale factor per side."""
         return self.path.config.scale
 
     def init_state(

@@ -73,7 +73,7 @@ def plan_upscale(
 
     ``res`` is a name such as ``1k``, a short side such as ``1080p``, ``WxH`` (as
     shown), a factor such as ``2x`` or ``1.5x``, or None for the default target.
-    ``quarter_turn`` tells that the clip is displayed with a rotation of 90 or 270
+    ``quarter_turn`` means that the clip is displayed with a rotation of 90 or 270
     degrees. Raises UsageError for a ``res`` that cannot be read, for a target no larger
     than the source (unless it is ``1x`` or ``downscale``) and for one beyond 16384
     pixels.

@@ -52,7 +52,7 @@ class Planned(Event):
     codec: str
     pix_fmt: str
     frames_total: int | None
-    """An estimate from the container; None if it does not say."""
+    """Estimate from the container; None if it has none."""
     kept: tuple[str, ...]
     """Streams that are copied."""
     dropped: tuple[str, ...]
@@ -92,7 +92,7 @@ class Started(Event):
     frames_resumed: int
     """Frames finished by an interrupted run."""
     note: str | None
-    """Why the work resumes or starts over; None for a plain start."""
+    """Reason why the work resumes or starts over; None for a plain start."""
     label: str | None = None
     """Name of the job in progress lines; None for the name of the input."""
     predicted_s: float | None = None
@@ -174,7 +174,7 @@ class PullPlanned(Event):
 
     name: ClassVar[str] = "plan"
     files: tuple[str, ...]
-    """As `owner/repository/path`."""
+    """Files as `owner/repository/path`."""
     licences: tuple[str, ...]
     bytes_total: int
 

@@ -8,9 +8,9 @@ from ultraflash_cli.jobs.events import GenerationPlanned, Planned
 __all__ = ["count_of", "describe", "headline"]
 
 _PROMPT_COLUMNS = 60
-"""What a line shows of a prompt."""
+"""Maximum width of a prompt in a line."""
 _GROUPS_SHOWN = 6
-"""Groups of a clip that are listed one by one."""
+"""Maximum number of groups that are listed one by one."""
 
 
 def headline(plan: Planned) -> str:

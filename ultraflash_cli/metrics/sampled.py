@@ -53,10 +53,10 @@ def measure_sampled(
 
     Args:
         output: The result.
-        reference: What it is compared with, in the same size.
-        frames: How many frames both have.
+        reference: Clip to compare with, in the same size.
+        frames: Number of frames in both.
         size_wh: The size of both views.
-        coding: How both views are coded.
+        coding: YUV coding of both views.
         fps: Frames per second.
         threads: CPU threads of the networks.
     """

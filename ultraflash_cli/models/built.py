@@ -19,8 +19,8 @@ class Built(Generic[ModelT]):
     weights: dict[str, str]
     """The sha256 of every weight file by its name."""
     memory_plan: str = ""
-    """How its memory plan changes the result, even slightly; work is not resumed with a
-    different plan."""
+    """Description of the memory plan as far as it changes the result; work is not
+    resumed with a different one."""
     planned_bytes: int | None = None
     """Size of that plan; None if there is none."""
     state_bytes: int = 0

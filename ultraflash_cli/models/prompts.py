@@ -34,7 +34,7 @@ EMBEDDINGS = "embeddings"
 """Name of the folder in the weight store."""
 _WORDS_SHOWN = 10
 _WORD_COLUMNS = 30
-"""What a warning shows of unknown words."""
+"""Maximum width of an unknown word in a warning."""
 
 
 class _Embedding(NamedTuple):

@@ -22,7 +22,7 @@ _WEATHER_WORDS: dict[Weather, tuple[str, ...]] = {
     "snow": ("in falling snow", "while it snows", "in winter", "during snowfall", "in the snow"),
 }
 _DAYS: dict[Weather, str] = {"clear": "clear", "clouds": "cloudy", "rain": "rainy", "snow": "winter"}
-"""With `_HOURS`: "on a rainy night"."""
+"""Adjectives to combine with `_HOURS`, as in "on a rainy night"."""
 _HOURS: dict[Time, tuple[str, ...]] = {
     "morning": ("morning",),
     "day": ("day", "afternoon"),

@@ -105,7 +105,7 @@ class Learner:
     loss: Loss
     """Loss to minimise."""
     name: str = "model"
-    """For the log and the random seeds."""
+    """Name used in the log and for the random seeds."""
     roles: tuple[str, ...] = ()
     """Children of the roles' module that it trains; empty means all. Its turn changes
     no other weights."""

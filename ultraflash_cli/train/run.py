@@ -99,7 +99,7 @@ class TrainJob:
     shard_frozen: bool = False
     """Whether frozen transformers are sharded as well."""
     needs_data: bool = True
-    """Whether data are required, which they are not for a dry run."""
+    """Whether the run needs data; a dry run does not."""
     tensorboard: bool = False
     """Whether to write TensorBoard event files as well."""
     validate_every: int | None = None

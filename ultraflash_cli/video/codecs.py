@@ -1,4 +1,4 @@
-"""What the encoders support, and the choice of codec, pixel format and preset."""
+"""Capabilities of the encoders, and the choice of codec, pixel format and preset."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -200,7 +200,7 @@ def choose_pix_fmt(
     has_alpha: bool = False,
 ) -> str:
     """Choose the codec's pixel format that best preserves the source's bit depth,
-    chroma and transparency. ``rgb`` tells that the source stores red, green and blue.
+    chroma and transparency. ``rgb`` means that the source stores red, green and blue.
     """
     source = av.VideoFormat(source_pix_fmt)
     names = codec.alpha_fmts if has_alpha and codec.alpha_fmts else codec.pix_fmts

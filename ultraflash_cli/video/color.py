@@ -179,7 +179,7 @@ def is_rgb(pix_fmt: str) -> bool:
 def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool, full: bool = False) -> ColorInfo:
     """Fill in missing tags the way players do.
 
-    ``rgb`` tells that the pixel format is RGB, ``full`` that it implies full range
+    ``rgb`` means that the pixel format is RGB, ``full`` that it implies full range
     (yuvj). An unspecified matrix is bt601 up to 576 lines and below 1280 pixels of
     width, else bt709; unspecified primaries and transfer follow the television standard
     with that number of lines.

@@ -275,7 +275,7 @@ class _Choice:
 
     def way(self, suffix: str, stream: StreamInfo, expected: bool) -> str | None:
         """Return how the container stores ``stream``: None if copied, a codec if
-        converted, or an empty string if dropped. ``expected`` tells that the user named
+        converted, or an empty string if dropped. ``expected`` means that the user named
         the container, or that the input's is of the same kind.
         """
         known = _CONTAINERS[suffix]

@@ -34,7 +34,8 @@ sides stays below it."""
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How to read a frame: its position in the clip's picture, and complete colour tags."""
+    """Properties needed to read a frame: its position in the clip's picture, and
+    complete colour tags."""
 
     stored_wh: tuple[int, int]
     """Size of the frame itself."""

@@ -138,7 +138,7 @@ def copied_packets(
     crowded: Counter[int] | None = None,
 ) -> Iterator[Packet]:
     """Yield the packets of the other streams in file order, with shifted times and
-    increasing decoding times. ``strict`` tells that the container rejects equal
+    increasing decoding times. ``strict`` means that the container rejects equal
     decoding times. ``crowded`` counts, for each stream, the packets that overlapped the
     previous one by more than their duration and were moved after it.
     """

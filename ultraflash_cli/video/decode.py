@@ -109,7 +109,7 @@ def read_frames(
     or full-range uint16 if the source has more than 8 bits; with ``alpha`` they include
     transparency, if the clip has any. Frames of a different size are scaled to that of
     the clip, with bars if their shape differs. A damaged clip yields the frames that
-    can be decoded and calls ``warn``; ``report`` is filled in. ``captions`` tells that
+    can be decoded and calls ``warn``; ``report`` is filled in. ``captions`` means that
     closed captions are kept (``read_captions``). Raises ``InputError`` if nothing can
     be decoded, or if the images of a sequence differ in size.
     """

@@ -69,7 +69,7 @@ def with_made_chunk(png: bytes, made: str | None) -> bytes:
 def read_made(path: Path) -> str | None:
     """Read the tag of a file; None if there is none. Raises InputError for a file that cannot be read."""
     if not path.is_file():
-        raise InputError(f"{path}: {'no file' if path.exists() else 'no such file'}; give a video or an image")
+        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give a video or an image")
     try:
         with path.open("rb") as file:
             head = file.read(12)

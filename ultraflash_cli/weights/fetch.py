@@ -78,7 +78,7 @@ class RemoteFile:
     sha256: str | None
     """SHA-256; None for a small file that the hub stores in git."""
     git_blob: str | None
-    """Git blob id of such a file."""
+    """Git blob id; None for a file with a SHA-256."""
     verified_by: VerifiedBy
     """Origin of size and hash."""
     cached: Path | None = None

@@ -29,7 +29,7 @@ class Found:
     """The entry at the location where it was found, with that location's architecture and licence."""
     remote: RemoteFile
     how: str | None = None
-    """How the file was found, if it is not the first one in the list."""
+    """Explanation of how the file was found, if it is not the first one in the list."""
 
 
 class HubSearch:

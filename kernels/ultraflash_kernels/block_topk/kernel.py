@@ -20,11 +20,11 @@ from ultraflash_kernels.dispatch import on_its_device, power_of_two
 __all__ = ["block_means", "choose_blocks"]
 
 BINS: tl.constexpr = tl.constexpr(256)
-"""Values of a digit: the threshold is found eight bits at a time."""
+"""Number of values of a digit: the threshold is found eight bits at a time."""
 TILE = 2048
 """Number of shares counted at once."""
 MOST_SPLITS = 16
-"""Maximum number of programs that count one pool together."""
+"""Maximum number of programs that share the counting of one pool."""
 
 
 @triton.jit

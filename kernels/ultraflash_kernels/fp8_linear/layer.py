@@ -89,7 +89,7 @@ def quantise_linears(
     }
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"quantise_linears: no linear layer is called {pattern}")
+            raise ValueError(f"quantise_linears: no linear layer matches {pattern!r}")
     done: list[str] = []
     for name, layer in layers.items():
         odd = layer.in_features % MULTIPLE or layer.out_features % MULTIPLE

@@ -138,8 +138,8 @@ def fp8_linear(
 def scaled_mm_refusal(
     device: torch.device, width: int, out: int, dtype: torch.dtype
 ) -> str | None:
-    """Return in a sentence why a matmul of these sizes cannot run in 8 bits on
-    ``device``, or None."""
+    """Return a sentence that explains why a matmul of these sizes cannot run in 8 bits
+    on ``device``, or None."""
     if width % MULTIPLE or out % MULTIPLE:
         return f"widths must be multiples of {MULTIPLE}, got {width} and {out}."
     if device.type != "cuda":
@@ -155,8 +155,8 @@ def scaled_mm_refusal(
 
 
 def fp8_refusal(device: torch.device) -> str | None:
-    """Return in a sentence why networks (layers and attention) cannot run in 8 bits on
-    ``device``, or None."""
+    """Return a sentence that explains why networks (layers and attention) cannot run in
+    8 bits on ``device``, or None."""
     if not hasattr(torch, "_scaled_mm"):
         return "this torch has no 8-bit matmuls."
     return scaled_mm_refusal(device, MULTIPLE, MULTIPLE, torch.bfloat16) or device_refusal(
@@ -165,8 +165,8 @@ def fp8_refusal(device: torch.device) -> str | None:
 
 
 def e4m3_refusal(x: Tensor) -> str | None:
-    """Return in a sentence why no kernel can write ``x`` as float8_e4m3fn on its
-    device, or None."""
+    """Return a sentence that explains why no kernel can write ``x`` as float8_e4m3fn on
+    its device, or None."""
     if (
         x.is_cuda
         and torch.version.hip is None

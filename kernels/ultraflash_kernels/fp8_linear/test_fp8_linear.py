@@ -206,7 +206,7 @@ def test_layers_are_replaced_but_for_those_to_keep() -> None:
     x = torch.randn(9, 32)
     exact = plain(x)
     assert 0 < float(((network(x) - exact).norm() / exact.norm()).detach()) < RELATIVE_ERROR
-    with pytest.raises(ValueError, match="no linear layer is called tail"):
+    with pytest.raises(ValueError, match="no linear layer matches 'tail"):
         quantise_linears(Network(), keep=("tail",))
 
 

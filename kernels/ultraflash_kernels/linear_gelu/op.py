@@ -46,7 +46,8 @@ def linear_gelu(
 
 
 def epilogue_refusal(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
-    """Return in a sentence why the library cannot apply GELU in its matmul, or None."""
+    """Return a sentence that explains why the library cannot apply GELU in its matmul,
+    or None."""
     dtypes = {each.dtype for each in (x, weight, bias)}
     if len(dtypes) > 1 or x.dtype not in DTYPES:
         return f"tensors must all be float16 or bfloat16, got {sorted(map(str, dtypes))}."
@@ -56,7 +57,8 @@ def epilogue_refusal(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
 
 
 def device_refusal(device: torch.device) -> str | None:
-    """Return in a sentence why no matmul on ``device`` applies GELU, or None."""
+    """Return a sentence that explains why no matmul on ``device`` applies GELU, or
+    None."""
     if not dispatch.prefers_kernels(device):
         return f"it needs an NVIDIA GPU of compute capability 8.0 or later, got {device}."
     if device.type == "cuda" and dispatch.capability(device)[0] == SLOW_MAJOR:

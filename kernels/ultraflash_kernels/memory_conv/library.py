@@ -10,8 +10,8 @@ __all__ = ["activated", "library_refusal", "memory", "residual", "upsampled"]
 
 
 def library_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return in a sentence why cuDNN cannot fuse operations after a convolution on
-    ``device``, or None; determined once with small pictures."""
+    """Return a sentence that explains why cuDNN cannot fuse operations after a
+    convolution on ``device``, or None; determined once with small pictures."""
     if device.type != "cuda":
         return f"cuDNN needs an NVIDIA GPU, the tensors are on {device}."
     return _found_wrong(device, dtype)

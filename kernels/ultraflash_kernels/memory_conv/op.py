@@ -165,7 +165,7 @@ def upsampled_conv(
 def library_refusal(
     weight: Tensor, *others: Tensor, negative_slope: float = 0.0
 ) -> str | None:
-    """Return in a sentence why cuDNN cannot fuse the operations after these
+    """Return a sentence that explains why cuDNN cannot fuse the operations after these
     convolutions, or None."""
     if negative_slope != 0:
         return "its epilogue only supports ReLU."

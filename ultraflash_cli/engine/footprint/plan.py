@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
-    """How a job is run; the defaults keep everything resident."""
+    """Memory settings of a job; the defaults keep everything resident."""
 
     offload_text: bool = False
     """Whether to free the text encoder once the prompts are encoded, before the other

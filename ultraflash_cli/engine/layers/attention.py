@@ -50,8 +50,8 @@ class SparseLayout:
     rule: BlockRule
     """Window, causality and budget."""
     allowed: Tensor | None
-    """``[blocks, cached + blocks]`` (bool): window and causality. None if blocks are
-    selected as lists, by the rule alone."""
+    """Mask ``[blocks, cached + blocks]`` (bool) of the window and causality. None if
+    the rule alone selects blocks, as lists."""
     remember: int
     """Number of blocks that the cache keeps after this group."""
     mask_dtype: torch.dtype = torch.float32

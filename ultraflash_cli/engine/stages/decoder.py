@@ -62,7 +62,8 @@ class DecoderConfig:
     """Whether the network's values are in [-1, 1], as in the released ultra decoder;
     frames are in [0, 1] in any case."""
     upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
-    """How a stage doubles its size; the ultra decoder uses ``pixel_shuffle``."""
+    """Method by which a stage doubles its size; the ultra decoder uses
+    ``pixel_shuffle``."""
     last_shuffle: int = 1
     """Growth in space after the last convolution, by a pixel shuffle."""
     memory_init: MemoryInit = "zeros"

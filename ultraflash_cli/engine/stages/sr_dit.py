@@ -80,8 +80,7 @@ class SrDitConfig(DitConfig):
     group_latents: int = 6
     """Latent frames computed together."""
     prediction: Literal["flow", "residual"] = "flow"
-    """What the network predicts: noise minus clean latents, or a residual on the
-    condition."""
+    """Prediction target: noise minus clean latents, or a residual on the condition."""
     timestep: float = 1000.0
     """Timestep of the single step, at which noise has weight 1."""
     mask_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -75,7 +75,7 @@ def names_a_file(output: Path) -> bool:
 
 
 def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputError]:
-    """Return an error for each input that does not exist; `asks_output` tells that no
+    """Return an error for each input that does not exist; `asks_output` means that no
     `-o` was given."""
     found: list[InputError] = []
     for path in inputs:

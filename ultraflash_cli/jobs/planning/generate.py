@@ -76,7 +76,7 @@ class GenerateJob(SharedSettings):
     init_clip: Path | None = None
     """A clip to continue; the result does not include it."""
     cache_management: str = "off"
-    """In the syntax of `engine.cache_policy.CacheManagement.parse`."""
+    """Cache rules, in the syntax of `engine.cache_policy.CacheManagement.parse`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -94,7 +94,7 @@ class ModelOptions(ModelName):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingOptions(_Options):
-    """How the output is encoded."""
+    """Options for encoding the output."""
 
     codec: Annotated[
         Codec,

@@ -84,7 +84,8 @@ class UpscaleJob(SharedSettings):
     detail: float | None = None
     """Strength of added detail, 0 to 1, for models that support it; None is 1."""
     guard: float | None = GUARD_LEVELS
-    """How far the result may depart from the source, in levels of 255; None for no limit."""
+    """Maximum deviation of the result from the source, in levels of 255; None for no
+    limit."""
     color: Literal["match", "off"] = "match"
     cuts: Literal["auto", "off"] = "auto"
     audio: Literal["copy", "aac", "flac", "none"] = "copy"
@@ -107,7 +108,8 @@ class UpscaleJob(SharedSettings):
     """Whether to number images from 1; otherwise they keep the numbers of the input
     images."""
     start: str | None = None
-    """In the syntax of `window.parse_time`; None for the clip's first frame."""
+    """Start time in the syntax of `window.parse_time`; None for the clip's first
+    frame."""
     end: str | None = None
     preview: str | None = None
     """A duration, or `DURATION@POSITION`."""

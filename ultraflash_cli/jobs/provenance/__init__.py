@@ -1,3 +1,3 @@
-"""How an output was made: the tag that says so, and what can be read from it."""
+"""The tag that records how an output was made: writing, reading and explaining it."""
 
 __all__: list[str] = []

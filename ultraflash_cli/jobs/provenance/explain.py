@@ -13,7 +13,7 @@ __all__ = ["Explanation", "explain", "explanation_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """How a file was made."""
+    """Description of how a file was made."""
 
     file: str
     made: Made

@@ -44,7 +44,7 @@ class UpscaleReport(Report):
     """The report of one upscaled clip."""
 
     guard: float | None = None
-    """How far the result was allowed to depart from its source, in levels of 255."""
+    """Maximum allowed deviation of the result from its source, in levels of 255."""
     guarded_share: float | None = None
     """Share of pixels, at the smaller size, that departed further and were blended
     back."""

@@ -38,7 +38,8 @@ class Pulled:
     revision: str | None
     """The commit it was taken at."""
     verified_by: VerifiedBy | None
-    """What the download was checked against; None for a file of the package."""
+    """Reference that the download was checked against; None for a file of the
+    package."""
     note: str | None = None
 
 

@@ -33,7 +33,8 @@ class Source:
     by_name: frozenset[str]
     """Entries that were requested by name and must therefore be in the file."""
     how: tuple[str, ...] = ()
-    """How the file was found, if it is not the first one in the list."""
+    """Explanations of how files were found, if they are not the first ones in the
+    list."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ class BottleneckConfig(RecipeConfig):
     latent_noise: float = 0.04
     """Largest share of noise that the decoder must tolerate."""
     kinds: tuple[str, ...] = field(default=("scene", "clip", "screen"))
-    """Material that moves by itself."""
+    """Kinds of material used; stills are left out, because nothing moves in them."""
 
 
 def loss(config: BottleneckConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:

@@ -102,8 +102,8 @@ class GeneratorRecipeConfig(RecipeConfig):
     pure_share: float = 0.0
     """Fraction of chunks that start from pure noise, like the first step at inference."""
     weight_below: float = 0.0
-    """Noise level below which errors count less: they are measured on clean latents,
-    whose error a flow divides by the level."""
+    """Noise level below which the flow error is weighted by the squared level, which
+    makes it the error of clean latents."""
     text_drop: float = 0.1
     """Fraction of clips whose caption is dropped."""
     clean_share: float = 0.5
