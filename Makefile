@@ -47,6 +47,7 @@ unit: $(STAMP)
 # torch first and by its pin: a package that asks for plain `torch` would bring the CUDA build and gigabytes.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"ultraflash needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: try `make PYTHON=python3.11 $(MAKECMDGOALS)`")'
+	@echo 'installing into $(VENV), once: with torch and the test tools, 3 GB, in a few minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

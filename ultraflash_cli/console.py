@@ -225,7 +225,7 @@ class Console:
 
     def leave_at_once(self, exit_code: int) -> None:
         """Print that a second signal ends the process, past all locks; a signal handler may call it."""
-        gone = Interrupted("stopped; the current group is lost, the same command resumes finished work")
+        gone = Interrupted("stopped; the current group is lost, the same command resumes before it")
         if self._mode() == "json":
             line = json.dumps(as_json(Failed(input="", message=str(gone), exit_code=exit_code)))
         else:

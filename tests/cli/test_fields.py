@@ -50,12 +50,14 @@ def test_a_scrolling_game_keeps_its_lines(cases: Path, tmp_path: Path, doubled: 
 
 
 def test_a_flag_that_the_pictures_belie_is_not_believed_unless_asked(
-    tmp_path: Path, doubled: Callable[..., list[str]]
+    tmp_path: Path, doubled: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "a.mkv"
     ffmpeg(*GRAY.format("160x96", 25, 1).split(), "-vf", f"{WAVES},setfield=tff", *FLAGGED.split(), str(source))
     warnings = doubled(source, tmp_path / "out.mkv")
     assert len(warnings) == 1 and "flagged as interlaced" in warnings[0] and "--deinterlace frame" in warnings[0]
+    assert main(["probe", str(source), "--json"]) == 0
+    assert warnings[0] in json.loads(capsys.readouterr().out)["warnings"]
     same_pictures(look(source, tmp_path), look(tmp_path / "out.mkv", tmp_path), 1.0)
     warnings = doubled(source, tmp_path / "out.mkv", "--deinterlace", "frame")
     assert len(warnings) == 1 and "one frame out per frame in" in warnings[0]

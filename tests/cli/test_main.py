@@ -435,6 +435,8 @@ def test_weights_are_listed_with_size_and_licence_and_verified(
     built_in = [entry for entry in listed if entry["repository"] is None]
     assert all(entry["licence"] and entry["bytes"] and entry["installed"] for entry in built_in)
     assert not any(entry["installed"] for entry in listed if entry["repository"] is not None)
+    assert main(["weights", "list"]) == 0
+    assert " 6.6 kB " in capsys.readouterr().out, "not 0.0 MB"
     assert main(["weights", "verify", "--json"]) == 0
     assert main(["weights", "verify", "nope"]) == 2
 

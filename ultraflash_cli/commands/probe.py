@@ -26,7 +26,7 @@ def probe(
 ) -> None:
     """Show the contents of a file and how `upscale` would process it."""
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
-    from ultraflash_cli.jobs.running.prepare import prepare
+    from ultraflash_cli.jobs.running.prepare import foreseen, prepare
 
     try:
         prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)
@@ -51,7 +51,7 @@ def probe(
     info, plan = prepared.info, Upscaling(prepared, models.upscaler).planned()
     device, profile = choose_device("auto"), find_profile(prepared.model)
     memory = forecast = None
-    warnings = list(prepared.warnings)
+    warnings = [*prepared.warnings, *foreseen(prepared)]
     try:
         memory = plan_upscale_memory(
             profile,

@@ -281,4 +281,7 @@ def _show(console: Console, pulled: "Pulled", json: bool) -> None:
 
 
 def _megabytes(size: int | None) -> str:
-    return "size unknown" if size is None else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    if size is None:
+        return "size unknown"
+    small = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else small

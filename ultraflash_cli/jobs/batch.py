@@ -11,7 +11,7 @@ from ultraflash_cli.jobs.events import Listener, Planned
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.forecast import Forecast, Forecaster
-from ultraflash_cli.jobs.running.prepare import prepare, prepare_generation
+from ultraflash_cli.jobs.running.prepare import foreseen, prepare, prepare_generation
 from ultraflash_cli.jobs.stop import Stop
 
 if TYPE_CHECKING:
@@ -105,25 +105,10 @@ def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ())
             "plan": _task_of(prepared, models, None).planned(),
             "memory": memory,
             "forecast": None if prepared.exists else forecaster.forecast(prepared),
-            "warnings": () if prepared.exists else (*prepared.warnings, *_foreseen(prepared), *memory.warnings),
+            "warnings": () if prepared.exists else (*prepared.warnings, *foreseen(prepared), *memory.warnings),
         }
 
     return _each(jobs, act, stop=stop, sources=sources)
-
-
-def _foreseen(prepared: Prepared | PreparedGeneration) -> list[str]:
-    """Return the warnings that a run gives when it begins to read the clip or the prompt."""
-    if isinstance(prepared, Prepared):
-        from ultraflash_cli.video.decode import reading_warnings
-
-        notes = reading_warnings(prepared.info, alpha=prepared.spec.alpha)
-        return [f"{prepared.info.path.name}: {note}" for note in notes]
-
-    from ultraflash_cli.models.profile import find_profile
-    from ultraflash_cli.models.prompts import word_warnings
-
-    notes = word_warnings(find_profile(prepared.model), prepared.prompt)
-    return [f"{prepared.label}: {note}" for note in notes]
 
 
 def _task_of(

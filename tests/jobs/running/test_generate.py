@@ -362,8 +362,10 @@ def test_names_are_short_readable_and_different() -> None:
     assert named(PROMPT, PROMPT + "!") == ["a-corgi-on-a-beach_2k_seed0", "a-corgi-on-a-beach_2k_seed0-2"]
     assert named("a", "a", seeds=2) == ["a_2k_seed0", "a_2k_seed1", "a_2k_seed0-2", "a_2k_seed1-2"]
     (long,) = named("word " * 2000)
-    assert len(long) < 60
-    assert len(named("x" * 500)[0]) < 60
+    assert len(long) < 75
+    assert len(named("x" * 500)[0]) < 75
+    night = "a white bird flying over a calm sea at night"
+    assert named(night) == ["a-white-bird-flying-over-a-calm-sea-at-night_2k_seed0"]
 
 
 def test_prompts_are_lines_that_are_neither_blank_nor_comments() -> None:

@@ -50,7 +50,7 @@ SCALES = {"480p": 1, "1k": 2, "2k": 3}
 
 AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
 """Parts of the published model that must be installed for `auto` to choose it."""
-_SLUG_CHARACTERS = 40
+_SLUG_CHARACTERS = 60
 _LONGEST_S = 3600
 _FASTEST = 240
 

@@ -12,7 +12,7 @@ from ultraflash_cli.jobs.planning.upscale import prepare as plan_upscale
 if TYPE_CHECKING:
     from ultraflash_cli.models.generation import ClipPlan
 
-__all__ = ["prepare", "prepare_generation"]
+__all__ = ["foreseen", "prepare", "prepare_generation"]
 
 
 def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
@@ -23,6 +23,21 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
 def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:
     """See `planning.generate.prepare_generation`."""
     return plan_generation(job, _Facts(), to_write=to_write)
+
+
+def foreseen(prepared: Prepared | PreparedGeneration) -> list[str]:
+    """Return the warnings that a run gives when it begins to read the clip or the prompt."""
+    if isinstance(prepared, Prepared):
+        from ultraflash_cli.video.decode import reading_warnings
+
+        notes = reading_warnings(prepared.info, alpha=prepared.spec.alpha)
+        return [f"{prepared.info.path.name}: {note}" for note in notes]
+
+    from ultraflash_cli.models.profile import find_profile
+    from ultraflash_cli.models.prompts import word_warnings
+
+    notes = word_warnings(find_profile(prepared.model), prepared.prompt)
+    return [f"{prepared.label}: {note}" for note in notes]
 
 
 class _Facts:
