@@ -21,7 +21,8 @@ from tests.cli.in_process import replace_model
 from tests.cli.reference import PAGE, reference
 from tests.jobs.clips import make_clip
 from tests.jobs.doubler import builder
-from ultraflash_cli.jobs.resume.journal import Journal, OutputLock, work_folder
+from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.resume.work_folder import OutputLock, work_folder
 from ultraflash_cli.main import main
 from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.manifest import read_manifest

@@ -9,7 +9,8 @@ import pytest
 
 from tests.cli.schemas import FOLDER, schemas, written
 from tests.jobs.clips import make_clip
-from ultraflash_cli.jobs.resume.journal import Journal, OutputLock, work_folder
+from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.resume.work_folder import OutputLock, work_folder
 from ultraflash_cli.jobs.running import loader
 from ultraflash_cli.main import main
 

@@ -13,10 +13,10 @@ from tests.train.logs import OPERATORS, from_log
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.main import main
 from ultraflash_cli.train.degradation import AigcConfig, contact_sheet, draw_aigc
+from ultraflash_cli.train.operator import Clip
 from ultraflash_cli.train.operators import (
     Blur,
     BrightnessFlicker,
-    Clip,
     Colour,
     Deliver,
     Grain,

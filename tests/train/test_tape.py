@@ -7,18 +7,9 @@ import torch
 from tests.train.logs import from_log
 from tests.train.made import moving_shapes
 from ultraflash_cli.train.degradation import DegradationConfig, Kind, TapeConfig, degrade, draw, draw_tape
-from ultraflash_cli.train.operators import (
-    Deliver,
-    Dropouts,
-    Fields,
-    HeadSwitch,
-    LineJitter,
-    Operator,
-    TapeColour,
-    TapeNoise,
-    apply,
-    to_log,
-)
+from ultraflash_cli.train.operator import Operator
+from ultraflash_cli.train.operators import Deliver, apply, to_log
+from ultraflash_cli.train.tape_operators import Dropouts, Fields, HeadSwitch, LineJitter, TapeColour, TapeNoise
 
 OPERATORS: list[Operator] = [
     TapeColour(luma_px=1.2, chroma_px=4.0, shift_px=(3.0, 1.0), ringing=0.5),

@@ -18,7 +18,8 @@ from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.encode import EncodeSpec, choose_spec
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.probe import ClipInfo, probe
-from ultraflash_cli.video.stills import check_pictures, move_pictures, numbered, write_pictures
+from ultraflash_cli.video.sequence import numbered
+from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
 from ultraflash_cli.video.y4m import write_y4m
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.weights.hub import COMMIT, FakeHub
 from tests.weights.pulling import COMMAND, NAME, PIECE, TOKENIZER, ULTRAFLASH, WAN, left, pull, refused
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.jobs.resume.journal import OutputLock
+from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.main import main
 from ultraflash_cli.settings import DEFAULT_ENDPOINT, Settings
 from ultraflash_cli.weights.manifest import read_manifest, read_sets

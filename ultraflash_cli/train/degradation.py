@@ -14,29 +14,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ultraflash_cli.train.operator import Clip, Operator
 from ultraflash_cli.train.operators import (
     Blur,
     BrightnessFlicker,
-    Clip,
     Colour,
     Deliver,
-    Dropouts,
-    Fields,
     Grain,
     Halo,
-    HeadSwitch,
     LatentNoise,
-    LineJitter,
-    Operator,
     Repeat,
     Smooth,
-    TapeColour,
-    TapeNoise,
     TextureFlicker,
     Warp,
     apply,
     to_log,
 )
+from ultraflash_cli.train.tape_operators import Dropouts, Fields, HeadSwitch, LineJitter, TapeColour, TapeNoise
 
 __all__ = [
     "KINDS",

@@ -18,28 +18,18 @@ from torch import Tensor
 
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.operator import Clip, Coder, Operator
-from ultraflash_cli.train.tape_operators import Dropouts, Fields, HeadSwitch, LineJitter, TapeColour, TapeNoise
 from ultraflash_cli.video.round_trip import shrink_and_compress
 
 __all__ = [
     "Blur",
     "BrightnessFlicker",
-    "Clip",
-    "Coder",
     "Colour",
     "Deliver",
-    "Dropouts",
-    "Fields",
     "Grain",
     "Halo",
-    "HeadSwitch",
     "LatentNoise",
-    "LineJitter",
-    "Operator",
     "Repeat",
     "Smooth",
-    "TapeColour",
-    "TapeNoise",
     "TextureFlicker",
     "Warp",
     "apply",

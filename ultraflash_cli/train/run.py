@@ -36,7 +36,7 @@ from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.convert import plain_tensors
 from ultraflash_cli.weights.load import read_tensors
 
-__all__ = ["AVERAGE", "RECORD", "RunRecord", "TrainJob", "read_record", "run"]
+__all__ = ["AVERAGE", "TrainJob", "run"]
 
 AVERAGE = "average.safetensors"
 """The EMA weights of all roles but helpers, written at every checkpoint."""

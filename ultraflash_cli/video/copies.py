@@ -21,8 +21,9 @@ from ultraflash_cli.errors import OutputError
 from ultraflash_cli.video.containers import ConvertedStream, StreamPlan
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.pgs import whole_pictures
-from ultraflash_cli.video.probe import ClipInfo, StreamInfo, open_input
+from ultraflash_cli.video.probe import ClipInfo, StreamInfo
 from ultraflash_cli.video.sound import SoundConverter, add_sound
+from ultraflash_cli.video.source import open_input
 from ultraflash_cli.video.subtitles import TextConverter, clipped
 from ultraflash_cli.video.timecode import moved_timecode
 from ultraflash_cli.video.timeline import timed_packets

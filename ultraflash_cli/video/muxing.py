@@ -13,7 +13,8 @@ from ultraflash_cli.video.containers import LONG_START_S, StreamPlan, is_iso
 from ultraflash_cli.video.copies import Copy, Window, add_copies, chapters_of, describe_video
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.pipe import Pipe
-from ultraflash_cli.video.probe import ClipInfo, open_input
+from ultraflash_cli.video.probe import ClipInfo
+from ultraflash_cli.video.source import open_input
 
 __all__ = [
     "add_streams",

@@ -10,7 +10,8 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.video.probe import open_input, probe
+from ultraflash_cli.video.probe import probe
+from ultraflash_cli.video.source import open_input
 
 __all__ = ["read_plain_frames"]
 

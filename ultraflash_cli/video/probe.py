@@ -43,7 +43,7 @@ from ultraflash_cli.video.source import (
 )
 from ultraflash_cli.video.timeline import survey
 
-__all__ = ["ClipInfo", "StreamInfo", "open_input", "probe", "stream_extent", "surveyed"]
+__all__ = ["ClipInfo", "StreamInfo", "probe", "stream_extent", "surveyed"]
 
 _CLOCK = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)")
 

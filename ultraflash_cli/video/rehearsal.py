@@ -14,7 +14,8 @@ from ultraflash_cli.errors import OutputError
 from ultraflash_cli.video.containers import FORMATS, StreamPlan, tick_of
 from ultraflash_cli.video.copies import Copy, add_copies, copied_packets
 from ultraflash_cli.video.pipe import Pipe
-from ultraflash_cli.video.probe import ClipInfo, open_input
+from ultraflash_cli.video.probe import ClipInfo
+from ultraflash_cli.video.source import open_input
 
 __all__ = ["rehearse"]
 

@@ -20,7 +20,7 @@ from ultraflash_cli.video.segment import open_segment
 from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.sequence import numbered
 
-__all__ = ["check_pictures", "move_pictures", "numbered", "webp_bytes", "write_pictures", "write_png"]
+__all__ = ["check_pictures", "move_pictures", "webp_bytes", "write_pictures", "write_png"]
 
 
 def write_png(path: Path, rgb_hwc: Picture) -> None:

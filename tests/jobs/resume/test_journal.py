@@ -7,15 +7,10 @@ import pytest
 
 from tests.jobs.fakes import plain_file
 from ultraflash_cli.errors import InputError, OutputError
-from ultraflash_cli.jobs.resume.journal import (
-    Journal,
-    OutputLock,
-    count_frames,
-    fitted,
-    temp_work_folder,
-    work_folder,
-)
+from ultraflash_cli.jobs.resume.entries import count_frames
+from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.resume.leftovers import find_leftovers, remove
+from ultraflash_cli.jobs.resume.work_folder import OutputLock, fitted, temp_work_folder, work_folder
 
 FINGERPRINT = {"--seed": 0, "the input's size": 100, "pair": (1, 2)}
 

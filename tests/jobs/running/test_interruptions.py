@@ -25,7 +25,8 @@ from ultraflash_cli.jobs.events import Chunk, Event, Started
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.provenance.explain import explanation_of
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
-from ultraflash_cli.jobs.resume.journal import Journal, work_folder
+from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.resume.work_folder import work_folder
 from ultraflash_cli.jobs.running import work
 from ultraflash_cli.jobs.running.upscale import UpscaleReport, run
 from ultraflash_cli.models.built import Built

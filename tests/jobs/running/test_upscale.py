@@ -18,7 +18,7 @@ from ultraflash_cli.errors import (
 )
 from ultraflash_cli.jobs.events import Chunk, Done, Event, Planned, Started, Warned
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, default_res
-from ultraflash_cli.jobs.resume.journal import OutputLock, work_folder
+from ultraflash_cli.jobs.resume.work_folder import OutputLock, work_folder
 from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler

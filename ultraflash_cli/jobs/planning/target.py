@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import OutputError, UsageError
 from ultraflash_cli.host import free_bytes, is_virtual
-from ultraflash_cli.jobs.resume.journal import moved_files
+from ultraflash_cli.jobs.resume.entries import moved_files
 from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
 from ultraflash_cli.jobs.resume.work_folder import private_folder, work_folder
 

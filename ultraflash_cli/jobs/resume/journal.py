@@ -14,15 +14,11 @@ from ultraflash_cli.files import sync, sync_folder
 from ultraflash_cli.jobs.resume.entries import (
     FORMAT,
     BegunEntry,
-    MovedFile,
     Placement,
     SegmentEntry,
     as_read,
-    count_frames,
     difference,
-    moved_files,
     read_journal,
-    version_change,
 )
 from ultraflash_cli.jobs.resume.owned_files import (
     JOURNAL,
@@ -37,35 +33,9 @@ from ultraflash_cli.jobs.resume.owned_files import (
     segment_name,
     sweep,
 )
-from ultraflash_cli.jobs.resume.work_folder import (
-    OutputLock,
-    fitted,
-    is_work_folder,
-    temp_work_folder,
-    unfinished_work,
-    work_folder,
-)
 from ultraflash_cli.video.segment_file import SegmentFile
 
-__all__ = [
-    "SPOOL",
-    "BegunEntry",
-    "Journal",
-    "MovedFile",
-    "OutputLock",
-    "Placement",
-    "SegmentEntry",
-    "count_frames",
-    "discard",
-    "empty",
-    "fitted",
-    "is_work_folder",
-    "moved_files",
-    "temp_work_folder",
-    "unfinished_work",
-    "version_change",
-    "work_folder",
-]
+__all__ = ["Journal", "discard", "empty"]
 
 
 class Journal:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultraflash_cli.errors import InputError, OutputError
-from ultraflash_cli.jobs.resume.journal import count_frames, discard
+from ultraflash_cli.jobs.resume.entries import count_frames
+from ultraflash_cli.jobs.resume.journal import discard
 from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
 from ultraflash_cli.jobs.resume.work_folder import OutputLock, is_work_folder, looks_like_work
 

@@ -10,16 +10,8 @@ from pathlib import Path
 from ultraflash_cli.errors import OutputCheckError
 from ultraflash_cli.jobs.events import Listener, Warned
 from ultraflash_cli.jobs.planning.target import exists_error
-from ultraflash_cli.jobs.resume.journal import (
-    Journal,
-    MovedFile,
-    Placement,
-    count_frames,
-    discard,
-    empty,
-    moved_files,
-    version_change,
-)
+from ultraflash_cli.jobs.resume.entries import MovedFile, Placement, count_frames, moved_files, version_change
+from ultraflash_cli.jobs.resume.journal import Journal, discard, empty
 from ultraflash_cli.jobs.resume.owned_files import make_folder_anew, sweep
 from ultraflash_cli.jobs.resume.work_folder import (
     OutputLock,

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ultraflash_cli.errors import InputError, OutputError, UsageError, WeightsError
 from ultraflash_cli.host import free_bytes
-from ultraflash_cli.jobs.resume.journal import OutputLock
+from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.jobs.weights.catalogue import Catalogue
 from ultraflash_cli.weights.detect import READS_LOW_FRAMES
 from ultraflash_cli.weights.manifest import WeightEntry

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.jobs.events import Listener, PullPlanned, Transfer, Warned
-from ultraflash_cli.jobs.resume.journal import OutputLock
+from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.jobs.weights.catalogue import Catalogue
 from ultraflash_cli.jobs.weights.install import Pulled, install, left_out, report, require_free
 from ultraflash_cli.settings import Settings
