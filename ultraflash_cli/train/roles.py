@@ -17,7 +17,7 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEnc
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.errors import UsageError, WeightsError
 
-__all__ = ["CHANNEL_WEIGHT", "CONDITION", "TOY", "TOY_WORDS", "CascadeRoles", "dense", "pixel_gain"]
+__all__ = ["CHANNEL_WEIGHT", "CONDITION", "TOY", "TOY_WORDS", "CascadeRoles", "dense", "load_roles", "pixel_gain"]
 
 CHANNEL_WEIGHT = "channel_weight"
 """Name of the roles' buffer [C] with the weight of each latent channel's error."""
@@ -146,20 +146,7 @@ class CascadeRoles(nn.Module):
         mine = {key: value for key, value in (weights or {}).items() if key.split(".")[0] in names}
         if "decoder" in names and not self.decoder.config.reads_low_frames:
             mine = {key: value for key, value in mine.items() if not key.startswith(CONDITION)}
-        try:
-            missing, unexpected = self.load_state_dict(mine, strict=False)
-        except RuntimeError as error:
-            raise WeightsError(
-                f"the weights of --start-from have different shapes ({str(error).splitlines()[-1].strip()})"
-            ) from error
-        given = {key.split(".")[0] for key in mine}
-        missing = [key for key in missing if key.split(".")[0] in given or key.split(".")[0] not in fresh]
-        if missing or unexpected:
-            raise WeightsError(
-                f"the weights of --start-from lack {len(missing)} tensors "
-                f"({', '.join(missing[:3]) or 'none'}) and have "
-                f"{len(unexpected)} unexpected ones ({', '.join(unexpected[:3]) or 'none'}); use {hint}"
-            )
+        load_roles(self, mine, fresh=fresh, hint=f"; use {hint}")
 
     def encode(self, frames_bcthw: Tensor) -> Tensor:
         """Return the latents of clips [B, 3, T, H, W] in [0, 1], T a multiple of 4."""
@@ -194,6 +181,24 @@ class CascadeRoles(nn.Module):
         (unconditional) where ``keep [B]`` is false."""
         embeds = captions if isinstance(captions, Tensor) else self.text_encoder.encode(captions)
         return embeds if keep is None else embeds * keep.to(embeds)[:, None, None]
+
+
+def load_roles(roles: nn.Module, weights: dict[str, Tensor], *, fresh: tuple[str, ...] = (), hint: str = "") -> None:
+    """Load weights into the roles; only roles in ``fresh`` may be missing. Raises
+    WeightsError, whose message ends with ``hint``, if they do not fit."""
+    try:
+        missing, unexpected = roles.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"the weights of --start-from have different shapes ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    given = {key.split(".")[0] for key in weights}
+    missing = [key for key in missing if key.split(".")[0] in given or key.split(".")[0] not in fresh]
+    if missing or unexpected:
+        raise WeightsError(
+            f"the weights of --start-from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
+            f"{len(unexpected)} unexpected ones ({', '.join(unexpected[:3]) or 'none'}){hint}"
+        )
 
 
 @torch.no_grad()

@@ -202,15 +202,19 @@ def _sketched(q: Tensor, k: Tensor, v: Tensor, rule: BlockRule) -> Tensor:
     return out.permute(0, 2, 3, 1, 4).flatten(3)
 
 
-class SparseCausalSelfAttention(nn.Module):
-    """Self-attention over the best blocks of cached and current groups, selected per
-    head."""
+class _Attention(nn.Module):
+    """Projections to queries, keys and values and back; queries and keys are normed."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
+
+
+class SparseCausalSelfAttention(_Attention):
+    """Self-attention over the best blocks of cached and current groups, selected per
+    head."""
 
     def forward(
         self, x: Tensor | Fp8Rows, tables: AxisTables, layout: SparseLayout, cache: KvRing
@@ -320,14 +324,8 @@ class ContextKv(NamedTuple):
     v: Tensor
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(_Attention):
     """Attention to a context that is constant for a whole clip."""
-
-    def __init__(self, width: int, heads: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
-        self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
 
     def project(self, context: Tensor) -> ContextKv:
         """Return the keys and values of ``context [B, context tokens, width]``."""
@@ -360,14 +358,8 @@ class WindowSpan:
     """Whether the rings' buffers may be overwritten."""
 
 
-class WindowSelfAttention(nn.Module):
+class WindowSelfAttention(_Attention):
     """Unmasked self-attention within a chunk and to the window of earlier chunks."""
-
-    def __init__(self, width: int, heads: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
-        self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
 
     def forward(
         self, x: Tensor | Fp8Rows, tables: AxisTables, span: WindowSpan, ring: WindowRing

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TypedDict
+from typing import Any
 
 import torch
 
@@ -11,7 +11,7 @@ from ultraflash_cli.jobs.events import Chunk, Done
 from ultraflash_cli.jobs.running.segments import Busy
 from ultraflash_cli.jobs.running.work import Work
 
-__all__ = ["Progress", "Report", "Speeds"]
+__all__ = ["Progress", "Report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +61,6 @@ class Report:
         )
 
 
-class Speeds(TypedDict):
-    """The measured part of a report."""
-
-    device: str
-    frames_resumed: int
-    first_frame_s: float | None
-    fps_wall: float | None
-    fps_model: float | None
-    seconds: float
-    peak_rss_bytes: int
-    peak_vram_bytes: int | None
-    limit: str | None
-    seconds_by_stage: dict[str, float]
-
-
 class Progress:
     """Reports the finished frames after every group, and the measurements at the end.
     `clock` returns seconds and `started_s` is the start of the job; `total` is None if
@@ -113,12 +98,12 @@ class Progress:
             )
         )
 
-    def measured(self, *, device: str, stages: dict[str, float]) -> Speeds:
+    def measured(self, *, device: str, stages: dict[str, float]) -> dict[str, Any]:
         """Return the measured part of the report; `stages` are the seconds of the model's stages."""
         frames = self._work.journal.frames - self._resumed
         seconds = self._clock() - self._started_s
         times = stages | asdict(self.busy)
-        return Speeds(
+        return dict(
             device=device,
             frames_resumed=self._resumed - self._work.journal.first_frame,
             first_frame_s=self._first_frame_s,

@@ -29,7 +29,7 @@ from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import charbonnier, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
 from ultraflash_cli.train.recipe import seeded
-from ultraflash_cli.train.recipes.pixels import load_roles
+from ultraflash_cli.train.roles import load_roles
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 
 __all__ = [
@@ -241,7 +241,7 @@ def start(config: PerceptualConfig, materials: list[Material], weights: dict[str
         roles = PerceptualRoles(config)
     faithful = {name: value for name, value in weights.items() if name.startswith("pixels.")}
     given = {name.replace("pixels.", f"{role}.", 1): value for name, value in faithful.items() for role in ROLES_OF_P}
-    load_roles(roles, given | {n: v for n, v in weights.items() if n not in faithful}, may_lack="critic")
+    load_roles(roles, given | {n: v for n, v in weights.items() if n not in faithful}, fresh=("critic",))
     return roles
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
-from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.train.data import Material, PairConfig, PairDataset
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, to_ycbcr
 from ultraflash_cli.train.recipe import PairRecipeConfig, seeded
 from ultraflash_cli.train.recipe import make_pairs as make
+from ultraflash_cli.train.roles import load_roles
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "configure",
     "is_kernel",
     "learners",
-    "load_roles",
     "loss",
     "make",
     "pictures",
@@ -159,23 +158,6 @@ def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Te
         dataset = PairDataset(materials, pairs, seed=WHITENING_SEED, scale_of={2: 1.0})
         roles.whiten(torch.cat([dataset.batch(number, 4)[0] for number in range(6)]))
     return roles
-
-
-def load_roles(roles: nn.Module, weights: dict[str, Tensor], *, may_lack: str | None = None) -> None:
-    """Load weights into the roles; only tensors of the role ``may_lack`` may be
-    missing. Raises WeightsError."""
-    try:
-        missing, unexpected = roles.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"the weights of --start-from have different shapes ({str(error).splitlines()[-1].strip()})"
-        ) from error
-    missing = [name for name in missing if may_lack is None or not name.startswith(f"{may_lack}.")]
-    if missing or unexpected:
-        raise WeightsError(
-            f"the weights of --start-from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
-            f"{len(unexpected)} unexpected ones ({', '.join(unexpected[:3]) or 'none'})"
-        )
 
 
 def is_kernel(name: str) -> bool:
