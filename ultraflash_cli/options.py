@@ -20,7 +20,6 @@ from ultraflash_cli.flags import Flag
 
 __all__ = [
     "AddressOption",
-    "DetailOption",
     "DryRunOption",
     "ExecutorOption",
     "GuardOption",
@@ -33,9 +32,7 @@ __all__ = [
     "OverwriteOption",
     "ProgressOption",
     "QuietOption",
-    "ResOption",
     "ServeOption",
-    "StrengthOption",
     "ThreadsOption",
     "UnitFramesOption",
     "VerboseOption",
@@ -145,29 +142,6 @@ ServeOption = Annotated[
         "free one.",
     ),
 ]
-ResOption = Annotated[
-    str | None,
-    typer.Option(
-        "--res",
-        metavar="SIZE",
-        help="Target: 1k, 2k, 4k or 8k (short side of 960 to 4320), any other short side such as 1080p, WxH, or a "
-        "factor such as 1x, 1.5x or 2x. "
-        "Default: the first of 1k and 2k that enlarges by at least 1.2, else 2x.",
-        show_default=False,
-    ),
-]
-StrengthOption = Annotated[
-    float,
-    typer.Option("--strength", metavar="0..1", help="Blend between plain resampling (0) and the model (1)."),
-]
-DetailOption = Annotated[
-    float | None,
-    typer.Option(
-        "--detail",
-        metavar="0..1",
-        help="How much detail lite adds: 0 is faithful, 1 is crisp.  [default: 1]",
-    ),
-]
 GuardOption = Annotated[
     str,
     typer.Option(
@@ -231,7 +205,7 @@ def takes(group: type[GroupT]) -> Callable[[Callable[..., int | None]], Callable
                     said[name] = read(value)
             return command(console, group(**said), **values)
 
-        parameters = [console, *(each.replace(kind=kind) for each in own), *extra]
+        parameters = [console, *extra, *(each.replace(kind=kind) for each in own)]
         wrapper.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return wrapper

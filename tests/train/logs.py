@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ultraflash_cli.train import operators
+from ultraflash_cli.train import operators, tape_operators
 from ultraflash_cli.train.operator import Operator
 
 __all__ = ["OPERATORS", "from_log"]
 
 
 def _kinds() -> Iterator[type[Operator]]:
-    for name in operators.__all__:
-        kind = getattr(operators, name)
-        if isinstance(kind, type) and issubclass(kind, Operator) and kind is not Operator:
-            yield kind
+    for module in (operators, tape_operators):
+        for name in module.__all__:
+            kind = getattr(module, name)
+            if isinstance(kind, type) and issubclass(kind, Operator):
+                yield kind
 
 
 OPERATORS = {kind.name: kind for kind in _kinds()}

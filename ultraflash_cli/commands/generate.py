@@ -12,7 +12,7 @@ from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, s
 from ultraflash_cli.commands.units import choose_crew, run_by_crew
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import InputError, UsageError
-from ultraflash_cli.jobs.planning.options import SharedOptions
+from ultraflash_cli.jobs.planning.options import GenerationOptions
 from ultraflash_cli.options import (
     AddressOption,
     DryRunOption,
@@ -37,10 +37,10 @@ __all__ = ["generate"]
 
 
 @with_console(hidden=True)
-@takes(SharedOptions)
+@takes(GenerationOptions)
 def generate(
     console: Console,
-    shared: SharedOptions,
+    options: GenerationOptions,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What the clip shows.")] = None,
     prompts: Annotated[
         Path | None,
@@ -62,29 +62,10 @@ def generate(
             "DIR/%05d.png writes images; - streams to stdout: Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
-    init_clip: Annotated[
-        Path | None,
-        typer.Option(
-            "--init-clip",
-            metavar="FILE",
-            parser=as_path,
-            help="Continue this clip, scaled and cropped to fit; only the continuation is written.",
-        ),
-    ] = None,
     res: Annotated[
         Literal["480p", "1k", "2k"],
         typer.Option("--res", case_sensitive=False, help="Size: 832x480, 1664x960 or 2496x1440."),
     ] = "1k",
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--seconds",
-            metavar="S",
-            help="Length in seconds (default: 81 frames, about 5 s). Longer clips with ultraflash need the "
-            "ultraflash-long weights.",
-            show_default=False,
-        ),
-    ] = None,
     fps: Annotated[
         str | None,
         typer.Option(
@@ -97,18 +78,6 @@ def generate(
     count: Annotated[
         int, typer.Option("--count", metavar="N", help="Clips per prompt, with seeds counting up from --seed.")
     ] = 1,
-    save_lr: Annotated[
-        bool, typer.Option("--save-lr", help="Also write the 480p clip, as NAME_480p in the same folder.")
-    ] = False,
-    cache_management: Annotated[
-        str,
-        typer.Option(
-            "--cache-management",
-            metavar="off|steps,refresh,kv",
-            help="Shortcuts for speed, one or more: fewer denoising steps after the first chunk (steps=N), fewer "
-            "context passes (refresh=THRESHOLD), a shorter cache (kv).",
-        ),
-    ] = "off",
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
     executor: ExecutorOption = "local",
@@ -130,9 +99,9 @@ def generate(
     from ultraflash_cli.jobs.planning.generate import GenerateJob, name_outputs
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
-    crew, shared = choose_crew(
+    crew, options = choose_crew(
         executor,
-        shared,
+        options,
         work_dir=work_dir,
         address=address,
         workers=workers,
@@ -162,15 +131,11 @@ def generate(
             stdout=sink,
             stdout_name=sink_name(output),
             res=res,
-            seconds=seconds,
             fps=as_rate(fps) if fps is not None else None,
             store=console.settings.home,
-            save_lr=save_lr,
-            init_clip=init_clip,
-            cache_management=cache_management,
             tag=not no_tag,
             show=show,
-            **vars(replace(shared, seed=shared.seed + number)),
+            **vars(replace(options, seed=options.seed + number)),
         )
 
     for text in texts:

@@ -9,16 +9,18 @@ import typer
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import OutOfMemory, UltraflashError
 from ultraflash_cli.jobs.plan_lines import describe
-from ultraflash_cli.options import JsonOption, ResOption, as_path, with_console
+from ultraflash_cli.jobs.planning.options import TargetOptions
+from ultraflash_cli.options import JsonOption, as_path, takes, with_console
 
 __all__ = ["probe"]
 
 
 @with_console(hidden=True)
+@takes(TargetOptions)
 def probe(
     console: Console,
+    target: TargetOptions,
     file: Annotated[Path, typer.Argument(metavar="FILE", parser=as_path, help="A video file.")],
-    res: ResOption = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure black borders, shifted colours and grain.")
     ] = False,
@@ -29,7 +31,7 @@ def probe(
     from ultraflash_cli.jobs.running.prepare import foreseen, prepare
 
     try:
-        prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)
+        prepared = prepare(UpscaleJob(source=file, res=target.res), to_write=False)
     except UltraflashError as error:
         error.source = str(file)
         if json:

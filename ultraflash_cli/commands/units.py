@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.console import Console
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ultraflash_cli.jobs.stop import Stop
 
 __all__ = ["Crew", "choose_crew", "read_device", "run_by_crew"]
+
+OptionsT = TypeVar("OptionsT", bound=SharedOptions)
 
 
 def read_device(device: str | None) -> None:
@@ -50,7 +52,7 @@ class Crew:
 
 def choose_crew(
     executor: str,
-    shared: SharedOptions,
+    shared: OptionsT,
     *,
     work_dir: Path | None,
     address: str | None,
@@ -58,7 +60,7 @@ def choose_crew(
     near: Path,
     unit_frames: int = UNIT_FRAMES,
     impossible: Sequence[tuple[str, bool]] = (),
-) -> tuple[Crew | None, SharedOptions]:
+) -> tuple[Crew | None, OptionsT]:
     """Return the workers that compute a job in units, or None if this process computes
     it as a whole, and the options for each worker.
 

@@ -15,11 +15,10 @@ from ultraflash_cli.commands.units import choose_crew, run_by_crew
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, read_guard
-from ultraflash_cli.jobs.planning.options import SharedOptions
+from ultraflash_cli.jobs.planning.options import UpscalingOptions
 from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES
 from ultraflash_cli.options import (
     AddressOption,
-    DetailOption,
     DryRunOption,
     ExecutorOption,
     GuardOption,
@@ -27,9 +26,7 @@ from ultraflash_cli.options import (
     KeepGoingOption,
     MatchColorsOption,
     NoTagOption,
-    ResOption,
     ServeOption,
-    StrengthOption,
     UnitFramesOption,
     WorkDirOption,
     WorkersOption,
@@ -49,10 +46,10 @@ _DASH = Path("-")
 
 
 @with_console(hidden=True)
-@takes(SharedOptions)
+@takes(UpscalingOptions)
 def upscale(
     console: Console,
-    shared: SharedOptions,
+    options: UpscalingOptions,
     inputs: Annotated[
         list[Path],
         typer.Argument(
@@ -72,68 +69,12 @@ def upscale(
             "Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
-    res: ResOption = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", metavar="TEXT", help="What the clip shows; for ultraflash."),
-    ] = None,
-    encoder: Annotated[
-        Literal["auto", "tiny", "wan-vae"],
-        typer.Option(
-            "--encoder", help="Encoder from frames to latents; wan-vae: the larger, slower one of ultraflash."
-        ),
-    ] = "auto",
-    strength: StrengthOption = 1.0,
-    detail: DetailOption = None,
     guard: GuardOption = f"{GUARD_LEVELS:g}",
     match_colors: MatchColorsOption = True,
     cuts: Annotated[bool, typer.Option("--cuts/--no-cuts", help="Reset the model at detected scene cuts.")] = True,
-    start: Annotated[
-        str | None, typer.Option("--start", metavar="TIME", help="Start at this time: seconds, mm:ss.fff or N%.")
-    ] = None,
-    end: Annotated[str | None, typer.Option("--end", metavar="TIME", help="Stop at this time (exclusive).")] = None,
-    preview: Annotated[
-        str | None,
-        typer.Option("--preview", metavar="LENGTH[@TIME]", help="Only a short excerpt: 3s@25%, or frame@25% as PNG."),
-    ] = None,
     html: Annotated[
         bool, typer.Option("--html", help="Also write a page that compares the result with lanczos.")
     ] = False,
-    side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="Plain resampling on the left, the result on the right.")
-    ] = False,
-    deinterlace: Annotated[
-        Literal["auto", "frame", "field", "off"],
-        typer.Option(
-            "--deinterlace",
-            help="auto: only interlaced video, restoring film frames if telecined; frame: always; field: always, "
-            "one frame per field; off: never.",
-        ),
-    ] = "auto",
-    crop: Annotated[
-        str,
-        typer.Option(
-            "--crop",
-            metavar="none|auto|L,T,R,B",
-            help="Crop every frame by this many pixels; auto detects black borders and a tape's head-switching lines.",
-        ),
-    ] = "none",
-    chroma_shift: Annotated[
-        str,
-        typer.Option(
-            "--chroma-shift",
-            metavar="none|auto|X,Y",
-            help="Undo a shift of the colours by X pixels right and Y down, as on VHS; auto measures it.",
-        ),
-    ] = "none",
-    grain: Annotated[
-        Literal["none", "keep", "remove"],
-        typer.Option(
-            "--grain",
-            help="keep measures the grain, removes it before the model runs and adds matching grain; remove only "
-            "removes it; none leaves the picture as it is.",
-        ),
-    ] = "none",
     fps: Annotated[
         str,
         typer.Option(
@@ -160,17 +101,6 @@ def upscale(
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Include subfolders; -o DIR mirrors the tree.")
     ] = False,
-    images: Annotated[bool, typer.Option("--images", help="Treat a folder of numbered images as one clip.")] = False,
-    renumber: Annotated[
-        bool,
-        typer.Option("--renumber", help="Number output images from 1 instead of keeping the input's numbers."),
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse damaged or truncated inputs before any work.")
-    ] = False,
-    downscale: Annotated[
-        bool, typer.Option("--downscale", help="Allow a target that is not larger than the source.")
-    ] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -181,17 +111,17 @@ def upscale(
     from ultraflash_cli.jobs.planning.window import is_still
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
-    crew, shared = choose_crew(
+    crew, options = choose_crew(
         executor,
-        shared,
+        options,
         work_dir=work_dir,
         address=address,
         workers=workers,
         near=output or inputs[0],
         unit_frames=unit_frames,
-        impossible=(("--html", html), ("--serve", serve is not None), ("--preview frame", is_still(preview))),
+        impossible=(("--html", html), ("--serve", serve is not None), ("--preview frame", is_still(options.preview))),
     )
-    is_batch = is_several(inputs, images=images)
+    is_batch = is_several(inputs, images=options.images)
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
         raise UsageError(f"'{_DASH if from_stdin else output}' can be used with only one clip; remove the other inputs")
@@ -210,42 +140,25 @@ def upscale(
         return UpscaleJob(
             source=source,
             pipe=_stdin() if from_stdin else None,
-            images=images,
             output=None if into_folder or to_stream else output,
             folder=output / below if output is not None and into_folder else None,
             stdout=sink,
             stdout_name=sink_name(output),
-            res=res,
-            prompt=prompt,
-            encoder=encoder,
             store=console.settings.home,
-            strength=strength,
-            detail=detail,
             guard=read_guard(guard),
             color="match" if match_colors else "off",
             cuts="auto" if cuts else "off",
-            start=start,
-            end=end,
-            preview=preview,
-            side_by_side=side_by_side,
             audio="none" if no_audio else audio,
             subs="copy" if subs else "none",
-            deinterlace=deinterlace,
-            crop=crop,
-            chroma_shift=chroma_shift,
-            grain=grain,
             fps=None if fps == "keep" else as_rate(fps),
-            strict=strict,
-            renumber=renumber,
             tag=not no_tag,
             show=show,
-            downscale=downscale,
-            **vars(shared),
+            **vars(options),
         )
 
     clips = find_clips(
         inputs,
-        images=images,
+        images=options.images,
         recursive=recursive,
         outputs=output if into_folder else None,
         on_event=console.on_event,
@@ -278,8 +191,8 @@ def upscale(
                 json=json,
             )
             return
-        shown: Sequence[UpscaleJob] = list(jobs) if html or is_still(preview) else ()
-        if is_still(preview):
+        shown: Sequence[UpscaleJob] = list(jobs) if html or is_still(options.preview) else ()
+        if is_still(options.preview):
             show_still(console, shown, html=html, dry_run=dry_run, json=json)
             return
         if html:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.host import check_address_space, usable_cores
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
-from ultraflash_cli.jobs.planning.options import SharedSettings
+from ultraflash_cli.jobs.planning.options import GenerationOptions, SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name
 from ultraflash_cli.jobs.planning.target import (
     check_folder,
@@ -56,7 +56,7 @@ _FASTEST = 240
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateJob(SharedSettings):
+class GenerateJob(GenerationOptions, SharedSettings):
     """One clip to generate, as requested."""
 
     prompt: str
@@ -65,18 +65,9 @@ class GenerateJob(SharedSettings):
     None for the usual name."""
     res: str = "1k"
     """`480p`, `1k` or `2k`: one, two or three times the model's base size per side."""
-    seconds: float | None = None
-    """Minimum duration; None for 81 frames, or for as many as the model's window allows
-    after an initial clip."""
     fps: Fraction | None = None
     """Frames per second of the output, by repeating or dropping frames; None for the
     model's own rate."""
-    save_lr: bool = False
-    """Whether to write the clip at the base size as well."""
-    init_clip: Path | None = None
-    """A clip to continue; the result does not include it."""
-    cache_management: str = "off"
-    """Cache rules, in the syntax of `engine.cache_policy.CacheManagement.parse`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,5 @@
-"""The options shared by `upscale` and `generate`, with name, help, default and check in
-one place."""
+"""The options of `upscale` and `generate`: name, help and default of each in one
+place, and checks of those they share."""
 
 import re
 from dataclasses import dataclass
@@ -20,12 +20,15 @@ __all__ = [
     "MOST_THREADS",
     "ComputeOptions",
     "EncodingOptions",
+    "GenerationOptions",
     "MachineOptions",
     "ModelName",
     "ModelOptions",
     "RunOptions",
     "SharedOptions",
     "SharedSettings",
+    "TargetOptions",
+    "UpscalingOptions",
     "as_pairs",
 ]
 
@@ -217,6 +220,147 @@ class RunOptions(_Options):
 @dataclass(frozen=True, kw_only=True)
 class SharedOptions(ModelOptions, EncodingOptions, ComputeOptions, RunOptions):
     """All options shared by both commands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(_Options):
+    """How large an upscaled clip becomes."""
+
+    res: Annotated[
+        str | None,
+        Flag(
+            names=("--res",),
+            metavar="SIZE",
+            help="Target: 1k, 2k, 4k or 8k (short side of 960 to 4320), any other short side such as 1080p, WxH, or a "
+            "factor such as 1x, 1.5x or 2x. "
+            "Default: the first of 1k and 2k that enlarges by at least 1.2, else 2x.",
+            shows_default=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalingOptions(SharedOptions, TargetOptions):
+    """Options of `upscale` whose values on the command line are those of the job."""
+
+    prompt: Annotated[
+        str | None, Flag(names=("--prompt",), metavar="TEXT", help="What the clip shows; for ultraflash.")
+    ] = None
+    encoder: Annotated[
+        Literal["auto", "tiny", "wan-vae"],
+        Flag(
+            names=("--encoder",),
+            help="Encoder from frames to latents; wan-vae: the larger, slower one of ultraflash.",
+        ),
+    ] = "auto"
+    strength: Annotated[
+        float,
+        Flag(names=("--strength",), metavar="0..1", help="Blend between plain resampling (0) and the model (1)."),
+    ] = 1.0
+    detail: Annotated[
+        float | None,
+        Flag(
+            names=("--detail",),
+            metavar="0..1",
+            help="How much detail lite adds: 0 is faithful, 1 is crisp.  [default: 1]",
+        ),
+    ] = None
+    start: Annotated[
+        str | None,
+        Flag(names=("--start",), metavar="TIME", help="Start at this time: seconds, mm:ss.fff or N%."),
+    ] = None
+    end: Annotated[str | None, Flag(names=("--end",), metavar="TIME", help="Stop at this time (exclusive).")] = None
+    preview: Annotated[
+        str | None,
+        Flag(
+            names=("--preview",),
+            metavar="LENGTH[@TIME]",
+            help="Only a short excerpt: 3s@25%, or frame@25% as PNG.",
+        ),
+    ] = None
+    side_by_side: Annotated[
+        bool,
+        Flag(names=("--side-by-side",), help="Plain resampling on the left, the result on the right."),
+    ] = False
+    deinterlace: Annotated[
+        Literal["auto", "frame", "field", "off"],
+        Flag(
+            names=("--deinterlace",),
+            help="auto: only interlaced video, restoring film frames if telecined; frame: always; field: always, "
+            "one frame per field; off: never.",
+        ),
+    ] = "auto"
+    crop: Annotated[
+        str,
+        Flag(
+            names=("--crop",),
+            metavar="none|auto|L,T,R,B",
+            help="Crop every frame by this many pixels; auto detects black borders and a tape's head-switching lines.",
+        ),
+    ] = "none"
+    chroma_shift: Annotated[
+        str,
+        Flag(
+            names=("--chroma-shift",),
+            metavar="none|auto|X,Y",
+            help="Undo a shift of the colours by X pixels right and Y down, as on VHS; auto measures it.",
+        ),
+    ] = "none"
+    grain: Annotated[
+        Literal["none", "keep", "remove"],
+        Flag(
+            names=("--grain",),
+            help="keep measures the grain, removes it before the model runs and adds matching grain; remove only "
+            "removes it; none leaves the picture as it is.",
+        ),
+    ] = "none"
+    images: Annotated[bool, Flag(names=("--images",), help="Treat a folder of numbered images as one clip.")] = False
+    renumber: Annotated[
+        bool,
+        Flag(names=("--renumber",), help="Number output images from 1 instead of keeping the input's numbers."),
+    ] = False
+    strict: Annotated[bool, Flag(names=("--strict",), help="Refuse damaged or truncated inputs before any work.")] = (
+        False
+    )
+    downscale: Annotated[
+        bool, Flag(names=("--downscale",), help="Allow a target that is not larger than the source.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(SharedOptions):
+    """Options of `generate` whose values on the command line are those of the job."""
+
+    init_clip: Annotated[
+        Path | None,
+        Flag(
+            names=("--init-clip",),
+            metavar="FILE",
+            help="Continue this clip, scaled and cropped to fit; only the continuation is written.",
+        ),
+    ] = None
+    seconds: Annotated[
+        float | None,
+        Flag(
+            names=("--seconds",),
+            metavar="S",
+            help="Length in seconds (default: 81 frames, about 5 s). Longer clips with ultraflash need the "
+            "ultraflash-long weights.",
+            shows_default=False,
+        ),
+    ] = None
+    save_lr: Annotated[
+        bool, Flag(names=("--save-lr",), help="Also write the 480p clip, as NAME_480p in the same folder.")
+    ] = False
+    cache_management: Annotated[
+        str,
+        Flag(
+            names=("--cache-management",),
+            metavar="off|steps,refresh,kv",
+            help="Shortcuts for speed, one or more: fewer denoising steps after the first chunk (steps=N), fewer "
+            "context passes (refresh=THRESHOLD), a shorter cache (kv).",
+        ),
+    ] = "off"
 
 
 @dataclass(frozen=True, kw_only=True)

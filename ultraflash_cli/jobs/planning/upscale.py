@@ -22,7 +22,7 @@ from ultraflash_cli.jobs.planning.inputs import (
 )
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.notes import content_warnings, plan_warnings
-from ultraflash_cli.jobs.planning.options import SharedSettings
+from ultraflash_cli.jobs.planning.options import SharedSettings, UpscalingOptions
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, made_name
 from ultraflash_cli.jobs.planning.restoring import check_restoring, reading_of, shape_warning, with_shape
 from ultraflash_cli.jobs.planning.target import (
@@ -63,26 +63,13 @@ _FASTEST = 240
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpscaleJob(SharedSettings):
+class UpscaleJob(UpscalingOptions, SharedSettings):
     """One clip to upscale, as requested."""
 
     source: Path
     """A file, a pattern such as `folder/%05d.png`, with `images` a folder; `-` if there is a `pipe`."""
     pipe: "Pipe | None" = None
     """Pipe to read instead of a file; such a run cannot be resumed."""
-    images: bool = False
-    """Whether a folder is an image sequence."""
-    res: str | None = None
-    """A name such as `1k`, `WxH` (as shown, after rotation), or a factor such as `2x`;
-    None for the default."""
-    prompt: str | None = None
-    """Description of the clip, for models with a text path; None for the model's
-    default."""
-    encoder: str = "auto"
-    """The model's encoder from frames to latents."""
-    strength: float = 1.0
-    detail: float | None = None
-    """Strength of added detail, 0 to 1, for models that support it; None is 1."""
     guard: float | None = GUARD_LEVELS
     """Maximum deviation of the result from the source, in levels of 255; None for no
     limit."""
@@ -91,31 +78,9 @@ class UpscaleJob(SharedSettings):
     audio: Literal["copy", "aac", "flac", "none"] = "copy"
     """aac and flac: codec for audio that the container cannot hold unchanged."""
     subs: Literal["copy", "none"] = "copy"
-    deinterlace: Literal["auto", "frame", "field", "off"] = "auto"
-    """See `video.deinterlacing`."""
-    crop: str = "none"
-    """none, auto, or pixels; see `video.asked`."""
-    chroma_shift: str = "none"
-    """none, auto, or a shift in pixels; see `video.asked`."""
-    grain: Literal["none", "keep", "remove"] = "none"
-    """See `video.mending`."""
     fps: Fraction | None = None
     """Frames per second of the output, by repeating or dropping frames; for images,
     which have no frame rate, also that of the input."""
-    strict: bool = False
-    """Whether to reject an input that is damaged or incomplete."""
-    renumber: bool = False
-    """Whether to number images from 1; otherwise they keep the numbers of the input
-    images."""
-    start: str | None = None
-    """Start time in the syntax of `window.parse_time`; None for the clip's first
-    frame."""
-    end: str | None = None
-    preview: str | None = None
-    """A duration, or `DURATION@POSITION`."""
-    side_by_side: bool = False
-    """Whether to show plain resampling on the left and the result on the right."""
-    downscale: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
