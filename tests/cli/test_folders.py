@@ -16,7 +16,7 @@ from tests.jobs.doubler import builder
 from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs import batch
 from ultraflash_cli.jobs.running.loader import Models
-from ultraflash_cli.jobs.stop import Stop, stopping_on_signals
+from ultraflash_cli.jobs.running.stop import Stop, stopping_on_signals
 from ultraflash_cli.main import main
 
 

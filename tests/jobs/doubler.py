@@ -11,8 +11,8 @@ from ultraflash_cli.engine.guard import Counting
 from ultraflash_cli.jobs.events import Chunk, Event
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.report import Report
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import run
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 

@@ -11,7 +11,7 @@ from ultraflash_cli.jobs.planning.generate import (
     PreparedGeneration,
 )
 from ultraflash_cli.jobs.running.generate import GenerateReport, run_generation
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
 

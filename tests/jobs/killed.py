@@ -24,8 +24,8 @@ from ultraflash_cli.jobs.cluster.units import read_plan
 from ultraflash_cli.jobs.cluster.worker import Worker
 from ultraflash_cli.jobs.events import Event, Started
 from ultraflash_cli.jobs.resume.entries import count_frames
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import run
-from ultraflash_cli.jobs.stop import Stop
 
 _JOIN = "put_in_place"
 """The function that the join begins with."""

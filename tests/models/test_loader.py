@@ -10,8 +10,8 @@ from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs.events import Chunk, Event
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
 from ultraflash_cli.jobs.running.report import Report
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import run
-from ultraflash_cli.jobs.stop import Stop
 
 
 def upscale(source: Path, output: Path, *, stop_at: int | None = None) -> Report:

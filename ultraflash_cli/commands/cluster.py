@@ -80,7 +80,7 @@ def worker(
     from ultraflash_cli.jobs.cluster.presence import present_in
     from ultraflash_cli.jobs.cluster.units import read_plan
     from ultraflash_cli.jobs.cluster.worker import Worker, share_of
-    from ultraflash_cli.jobs.stop import stopping_on_signals
+    from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
     if any_unit and index is not None:
         raise UsageError("--any and --index exclude each other; choose one")
@@ -119,7 +119,7 @@ def join(console: Console, folder: WorkDirArgument, json: JsonOption = False) ->
     from ultraflash_cli.jobs.cluster.join import join_units
     from ultraflash_cli.jobs.cluster.presence import present_in
     from ultraflash_cli.jobs.cluster.units import read_plan
-    from ultraflash_cli.jobs.stop import stopping_on_signals
+    from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
     found = read_plan(folder)
     stopping = stopping_on_signals(on_first=console.acknowledge_stop, on_second=console.leave_at_once)

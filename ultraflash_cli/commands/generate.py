@@ -97,7 +97,7 @@ def generate(
     from ultraflash_cli.jobs.batch import plan_batch, run_batch
     from ultraflash_cli.jobs.planning.clips import VIDEO_SUFFIXES
     from ultraflash_cli.jobs.planning.generate import GenerateJob, name_outputs
-    from ultraflash_cli.jobs.stop import stopping_on_signals
+    from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
     crew, options = choose_crew(
         executor,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.jobs.batch import Job, Outcome
     from ultraflash_cli.jobs.cluster.planner import PlanOutcome
     from ultraflash_cli.jobs.cluster.units import PlannedFile
-    from ultraflash_cli.jobs.stop import Stop
+    from ultraflash_cli.jobs.running.stop import Stop
 
 __all__ = ["Crew", "choose_crew", "read_device", "run_by_crew"]
 

@@ -106,10 +106,11 @@ def upscale(
 ) -> None:
     """Upscale videos, keeping audio, subtitles and timing."""
     from ultraflash_cli.jobs.batch import Outcome, plan_batch, run_batch
+    from ultraflash_cli.jobs.events import Warned
     from ultraflash_cli.jobs.planning.clips import find_clips, is_several, missing_inputs, names_a_file
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
     from ultraflash_cli.jobs.planning.window import is_still
-    from ultraflash_cli.jobs.stop import stopping_on_signals
+    from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
     crew, options = choose_crew(
         executor,
@@ -161,7 +162,7 @@ def upscale(
         images=options.images,
         recursive=recursive,
         outputs=output if into_folder else None,
-        on_event=console.on_event,
+        warn=lambda path, message: console.on_event(Warned(input=str(path), message=message)),
     )
     readable = [clip for clip in clips if clip.failure is None]
     unreadable = (

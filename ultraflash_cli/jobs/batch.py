@@ -12,7 +12,7 @@ from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneratio
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.forecast import Forecast, Forecaster
 from ultraflash_cli.jobs.running.prepare import foreseen, prepare, prepare_generation
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 
 if TYPE_CHECKING:
     from ultraflash_cli.engine.footprint.plan import MemoryPlan

@@ -20,8 +20,8 @@ from ultraflash_cli.jobs.cluster.planner import plan_units
 from ultraflash_cli.jobs.cluster.units import Plan, read_plan
 from ultraflash_cli.jobs.events import Event, Started
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import run
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.main import main
 from ultraflash_cli.settings import quieten_libraries
 

@@ -29,8 +29,8 @@ from ultraflash_cli.jobs.planning.generate import GenerateJob
 from ultraflash_cli.jobs.planning.spans import divide
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.resume.entries import count_frames
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import run
-from ultraflash_cli.jobs.stop import Stop
 
 FRAMES, CUT = 40, 22
 STRANGER = Holder(owner="stranger", host="elsewhere", machine="another machine", process=1, started="1")

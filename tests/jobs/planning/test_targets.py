@@ -12,7 +12,7 @@ from tests.jobs.doubler import Doubler, builder, job, left_over, upscale
 from ultraflash_cli.errors import OutputError, UltraflashError, UsageError
 from ultraflash_cli.jobs.batch import plan_batch, run_batch
 from ultraflash_cli.jobs.resume.work_folder import work_folder
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.video.stills import move_pictures, write_png
 
 

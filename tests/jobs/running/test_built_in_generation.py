@@ -21,7 +21,7 @@ from ultraflash_cli.jobs.planning.generate import AUTO_PARTS, GenerateJob
 from ultraflash_cli.jobs.running.generate import GenerateReport, run_generation
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.jobs.running.prepare import prepare_generation
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.models.memory import plan_generation_memory, plan_upscale_memory
 from ultraflash_cli.models.profile import generating_parts, upscaling_parts
 from ultraflash_cli.models.prompts import embed_prompts, is_embedded

@@ -20,8 +20,8 @@ from ultraflash_cli.errors import InputError, Interrupted, OutputError
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.generating import make_frames, segment_ends
 from ultraflash_cli.jobs.running.segments import Busy
+from ultraflash_cli.jobs.running.stop import Stop, StopNow, stopping_on_signals
 from ultraflash_cli.jobs.running.upscaling import SourceFrame, move_frames
-from ultraflash_cli.jobs.stop import Stop, StopNow, stopping_on_signals
 from ultraflash_cli.video.frame import Frame
 
 

@@ -28,7 +28,7 @@ from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneratio
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.prepare import prepare_generation
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
 

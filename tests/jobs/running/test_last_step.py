@@ -11,8 +11,8 @@ from tests.jobs.doubler import Doubler, builder, job, left_over, upscale
 from ultraflash_cli.errors import Interrupted, OutputError
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.resume.work_folder import work_folder
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import run
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join

@@ -24,7 +24,7 @@ from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.owned_files import segment_name
 from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 from ultraflash_cli.video.live import Streamed

@@ -13,7 +13,7 @@ from tests.jobs.clips import make_clip
 from tests.jobs.doubler import Doubler, builder, job
 from ultraflash_cli.jobs.batch import run_batch
 from ultraflash_cli.jobs.events import Done, Event
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 
 CLIPS = 2000
 OBJECTS, BYTES = 500, 8 << 20

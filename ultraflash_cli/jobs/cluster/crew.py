@@ -13,7 +13,7 @@ from pathlib import Path
 from ultraflash_cli.errors import UltraflashError
 from ultraflash_cli.jobs.cluster.overview import LOOK_S, Overview
 from ultraflash_cli.jobs.cluster.units import DEATHS
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 
 __all__ = ["compute_by_processes"]
 

@@ -26,9 +26,9 @@ from ultraflash_cli.jobs.resume.work_folder import OutputLock, is_work_folder, u
 from ultraflash_cli.jobs.running.generate import GenerateReport
 from ultraflash_cli.jobs.running.report import Report
 from ultraflash_cli.jobs.running.run import fingerprint, run
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import UpscaleReport
 from ultraflash_cli.jobs.running.work import Work
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.video.partial import output_errors
 from ultraflash_cli.video.segment_file import SegmentFile
 

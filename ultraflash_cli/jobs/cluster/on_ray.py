@@ -15,7 +15,7 @@ from ultraflash_cli.files import sync_file
 from ultraflash_cli.jobs.cluster.lease import revoke
 from ultraflash_cli.jobs.cluster.overview import LOOK_S, Overview
 from ultraflash_cli.jobs.cluster.units import DEATHS, Unit, read_plan
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries, wait_passively
 
 __all__ = ["UnitActor", "compute_on_ray", "stage_weights"]

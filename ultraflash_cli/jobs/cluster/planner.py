@@ -18,8 +18,8 @@ from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.jobs.running.generate import Generation
 from ultraflash_cli.jobs.running.prepare import prepare, prepare_generation
 from ultraflash_cli.jobs.running.source import source_frames
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import Upscaling
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.video.partial import output_errors
 
 __all__ = ["PlanOutcome", "plan_units"]

@@ -34,8 +34,8 @@ from ultraflash_cli.jobs.resume.owned_files import LOCK, take_away
 from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.jobs.running.run import compute, fingerprint
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.work import Work
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.oom import free_memory
 from ultraflash_cli.video.partial import output_errors

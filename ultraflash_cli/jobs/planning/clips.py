@@ -4,12 +4,12 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.jobs.events import Listener, Warned
 from ultraflash_cli.jobs.planning.inputs import as_typed, is_address, missing
 
 __all__ = ["VIDEO_SUFFIXES", "FoundClip", "find_clips", "is_several", "missing_inputs", "names_a_file"]
@@ -99,7 +99,7 @@ def find_clips(
     images: bool = False,
     recursive: bool = False,
     outputs: Path | None = None,
-    on_event: Listener = lambda event: None,
+    warn: Callable[[Path, str], None] = lambda path, message: None,
 ) -> list[FoundClip]:
     """Expand globs, and replace folders by the videos in them, sorted by name. With
     `images` a folder is one clip. With `recursive`, videos in subfolders are included,
@@ -117,9 +117,9 @@ def find_clips(
             clips.append(FoundClip(source=path))
             continue
         if several and outputs is not None and os.path.realpath(path) == os.path.realpath(outputs):
-            on_event(Warned(input=str(path), message=f"{path} is the output folder; it is not used as an input"))
+            warn(path, f"{path} is the output folder; it is not used as an input")
             continue
-        search = _Search(path, recursive=recursive, outputs=outputs, on_event=on_event)
+        search = _Search(path, recursive=recursive, outputs=outputs, warn=warn)
         found = search.clips()
         if not found and not search.failed:
             hint = "" if recursive else ", or use --recursive for subfolders"
@@ -134,11 +134,11 @@ def find_clips(
 class _Search:
     """The videos in a folder."""
 
-    def __init__(self, top: Path, *, recursive: bool, outputs: Path | None, on_event: Listener) -> None:
+    def __init__(self, top: Path, *, recursive: bool, outputs: Path | None, warn: Callable[[Path, str], None]) -> None:
         self._top = top
         self._recursive = recursive
         self._outputs = os.path.realpath(outputs) if outputs is not None else None
-        self._on_event = on_event
+        self._warn = partial(warn, top)
         self.failed: list[FoundClip] = []
         self.pictures = ""
         """The name of the first numbered image in the folder itself, where there is one."""
@@ -209,9 +209,6 @@ class _Search:
             names = _some([child.name for child in results])
             self._warn(f"{folder}: skipped as results of earlier runs: {names}; give a file to upscale it anyway")
         return [child for child in videos if child not in set(results)]
-
-    def _warn(self, message: str) -> None:
-        self._on_event(Warned(input=str(self._top), message=message))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -24,8 +24,8 @@ from ultraflash_cli.jobs.running.live import LiveStream
 from ultraflash_cli.jobs.running.loader import GenerationBuilder, Models
 from ultraflash_cli.jobs.running.prepare import prepare_generation
 from ultraflash_cli.jobs.running.report import Progress, Report
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.work import Finish, Work
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
 from ultraflash_cli.video.color import Picture

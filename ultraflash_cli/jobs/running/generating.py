@@ -13,7 +13,7 @@ from ultraflash_cli.buffers import SEGMENT_FRAMES, queue_places, segment_length
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.segments import Busy, OpenSegment, Pause, SegmentEnd, SegmentThread
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.models.frames import FrameGenerator, Pictures, finished_picture
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.segment_file import SegmentSink

@@ -12,7 +12,7 @@ from typing import BinaryIO, Self, cast
 
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.video.live import Streamed
 from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.y4m import ByteSink

@@ -18,8 +18,8 @@ from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.resume.fingerprint import library_versions
 from ultraflash_cli.jobs.running.live import STREAM_SEGMENT_FRAMES, LiveStream
 from ultraflash_cli.jobs.running.report import Progress, Report
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.work import Finish, Work, locked_work
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, saving_bytes
 from ultraflash_cli.models.oom import free_memory, oom_errors

@@ -25,9 +25,9 @@ from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.jobs.running.report import Progress, Report
 from ultraflash_cli.jobs.running.sinks import ThinnedSegment, writer_of
 from ultraflash_cli.jobs.running.source import check_whole, source_frames
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscaling import move_frames
 from ultraflash_cli.jobs.running.work import Finish, Work
-from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join

@@ -24,7 +24,7 @@ from ultraflash_cli.jobs.running.segments import (
     SegmentEnd,
     SegmentThread,
 )
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.models.frames import FrameUpscaler, finished_picture
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.segment_file import SegmentSink

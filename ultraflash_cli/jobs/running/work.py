@@ -21,7 +21,7 @@ from ultraflash_cli.jobs.resume.work_folder import (
     work_folder,
 )
 from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
-from ultraflash_cli.jobs.stop import Stop, StopNow
+from ultraflash_cli.jobs.running.stop import Stop, StopNow
 from ultraflash_cli.video.partial import output_errors
 
 __all__ = ["Finish", "Work", "locked_work"]
