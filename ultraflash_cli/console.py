@@ -246,6 +246,7 @@ class Console:
                 self._err.write_line(line)
                 self._log_line(line)
                 return
+
             match event:
                 case Planned():
                     self._show_plan(event)

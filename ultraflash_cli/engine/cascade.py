@@ -92,6 +92,7 @@ class Cascade:
         assert height % multiple == 0 and width % multiple == 0, (
             f"the caller pads frames to multiples of {multiple}"
         )
+
         delay = self.profile.alignment.delay
         last = torch.zeros((batch, 3, 1, height, width), device=self.device)
         late = last.repeat(1, 1, delay, 1, 1) if delay and self._reads_frames else None

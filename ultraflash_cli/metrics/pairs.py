@@ -76,6 +76,7 @@ def compare_planes(
         error = output.y_hw.astype(np.float32) - reference.y_hw
         earlier = None if before is None else before[0].y_hw.astype(np.float32) - before[1].y_hw
         scores.tdiff.append(0.0 if earlier is None else float(np.sqrt(np.mean((error - earlier) ** 2))))
+
         along, own = None, None
         if before is None:
             along, own = 0.0, 0.0
@@ -83,11 +84,13 @@ def compare_planes(
             along, own = _warping(output, reference, before)
         scores.warping.append(along)
         scores.warping_reference.append(own)
+
         scores.drift_y.append(float(error.mean()))
         scores.drift_cb.append(float(output.cb_hw.mean(dtype=np.float64) - reference.cb_hw.mean(dtype=np.float64)))
         scores.drift_cr.append(float(output.cr_hw.mean(dtype=np.float64) - reference.cr_hw.mean(dtype=np.float64)))
         scores.crops += worst_places(np.abs(error), number, crop_px)
         before = output, reference
+
     if not scores.tdiff:
         raise InputError(f"{names[0]}: no frames to compare")
     scores.crops.sort(key=lambda crop: -crop.error_levels)

@@ -42,6 +42,7 @@ def captioned_clips(folder: Path, *, licence: str | None) -> list[CaptionedClip]
     rows = list(_rows(folder))
     if not rows:
         raise InputError(f"{folder}: no clips ({', '.join(SUFFIXES)})")
+
     clips: list[CaptionedClip] = []
     for name, facts in sorted(rows, key=lambda row: row[0]):
         caption = str(facts.get("caption", "")).strip()
@@ -72,6 +73,7 @@ def _rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{listing}: line {number} is not JSON with a file ({error})") from error
         return
+
     for path in folder.rglob("*"):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue

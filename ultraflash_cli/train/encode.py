@@ -114,6 +114,7 @@ def _write_shard(
     target = job.out / f"shard-{number:05d}.tar"
     if target.exists():
         return
+
     part = target.with_suffix(".part")
     done = _continued(part)
     for at, clip in enumerate(clips):
@@ -131,6 +132,7 @@ def _write_shard(
             skipped = str(error)
         if on_clip is not None:
             on_clip(Progress(target, at + 1, len(done), skipped))
+
     with output_errors(target):
         with part.open("ab") as file:
             file.write(bytes(2 * tarfile.BLOCKSIZE))  # a tar ends with two empty blocks
@@ -177,6 +179,7 @@ def _samples(job: EncodeJob, clip: CaptionedClip) -> Iterator[Frames]:
     tick = Fraction(0)
     start: Fraction | None = None
     size: tuple[int, int] | None = None
+
     for frame in read_frames(info, warn=lambda _: None):
         at = frame.pts * info.time_base
         start = at if start is None else start
@@ -191,6 +194,7 @@ def _samples(job: EncodeJob, clip: CaptionedClip) -> Iterator[Frames]:
         if len(held) == needed[0]:
             yield np.stack(held)
             held = []
+
     for count in needed:
         while len(held) >= count:
             yield np.stack(held[:count])
@@ -229,12 +233,14 @@ def _sample(job: EncodeJob, encoders: Encoders, clip: CaptionedClip, frames: Fra
     high = encoders.latents(_tensor(frames))
     text = encoders.text(clip.caption)
     members = {"high.npy": _npy(high[0])}
+
     logs: list[Any] = []
     for number in range(job.conditions):
         rng = np.random.default_rng((job.seed, *key.encode(), number))
         low, log = _partner(job, encoders, frames, text, rng)
         members[f"low{number}.npy"] = _npy(low[0])
         logs.append(log)
+
     members["text.npy"] = _npy(text if text is not None else torch.zeros(0))
     facts = {
         "caption": clip.caption,

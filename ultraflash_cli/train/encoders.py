@@ -113,6 +113,7 @@ class Encoders:
         chunks generated before it: the cascade refines such latents."""
         generator = self._generator
         assert generator is not None and text is not None, "a generator was asked for"
+
         context = generator.embed_context(text[None].to(self._device, self._dtype), batch=1)
         rings: tuple[WindowRing, ...] | None = None
         config, done = generator.config, list[Tensor]()
@@ -122,10 +123,12 @@ class Encoders:
             if not config.slide and first - began + count > config.window:
                 began, rings = first, None  # the window is full: a new stream begins
                 count = config.chunk_after(0)
+
             piece = low_bcthw[:, :, first : first + count]
             noisy = noised(piece, normal(piece, rng), levels).to(self._device, self._dtype)
             at = first - began
             flow, rings = generator.forward_chunk(noisy, 1000 * level, rings=rings, context=context, first_frame=at)
+
             answer = noisy.float() - level * flow.float()
             rings = generator.forward_chunk(
                 answer.to(self._dtype),

@@ -207,8 +207,10 @@ def _enter(found: Found, record: dict[str, Any], folder: Path) -> None:
         segment = SegmentEntry(
             files=tuple(None if file is None else _segment_file(file, folder) for file in files), **said
         )
+
         _check_name(segment.state, STATE)
         _check_numbers(segment.end_frame, segment.scene_first)
+
         last = found.segments[-1].end_frame if found.segments else found.first_frame
         if segment.first_frame != last:
             raise ValueError("segments must be consecutive")

@@ -226,6 +226,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1.5e-3 if toy else 1e-4, warmup=10)
     config = DmdConfig(loop=loop, **tv2v.settings(base))
+
     if base.comes_encoded:
         # No momentum for the student, so that the critic can keep up with it (as in
         # DMD2).
@@ -237,6 +238,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
             critic_rate=0.2,
             decoded=(48, 48),
         )
+
     if toy:
         return replace(config, critic_updates=2, matching=0.05, regression=3.0)
     if config.with_text:
