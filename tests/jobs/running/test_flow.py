@@ -1,10 +1,7 @@
 """Frames through the three threads: none lost, none moved, memory bounded, every stop resumable."""
 
-import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,55 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.jobs.fakes import AheadUpscaler, FakeGenerator, FakeState, FakeUpscaler, TextSegment, frames_of
-from ultraflash_cli.buffers import segment_length
-from ultraflash_cli.errors import InputError, Interrupted, OutputError
+from tests.jobs.fakes import AheadUpscaler, FakeState, FakeUpscaler, TextSegment, frames_of
+from tests.jobs.running.flows import flow, text
+from ultraflash_cli.errors import InputError, OutputError
 from ultraflash_cli.jobs.resume.journal import Journal
-from ultraflash_cli.jobs.running.generating import make_frames, segment_ends
-from ultraflash_cli.jobs.running.segments import Busy
-from ultraflash_cli.jobs.running.stop import Stop, StopNow, stopping_on_signals
-from ultraflash_cli.jobs.running.upscaling import SourceFrame, move_frames
+from ultraflash_cli.jobs.running.upscaling import SourceFrame
 from ultraflash_cli.video.frame import Frame
-
-
-def flow(
-    folder: Path,
-    *,
-    count: int = 40,
-    cuts: set[int] | None = None,
-    stop_at: int | None = None,
-    upscaler: FakeUpscaler | None = None,
-    segment: Callable[[Path], TextSegment] = TextSegment,
-    source: Callable[[], "list[SourceFrame]"] | None = None,
-    frame_bytes: int = 1,
-) -> tuple[Journal, bool]:
-    """Run the flow in `folder`, requesting a stop once `stop_at` frames are done."""
-    folder.mkdir(exist_ok=True)
-    journal, stop = Journal(folder, {"seed": 0}), Stop()
-
-    def on_group(done: int) -> None:
-        if stop_at is not None and done >= stop_at:
-            stop.request()
-
-    finished = journal.complete or move_frames(
-        lambda: iter(source()) if source is not None else frames_of(count, cuts or set()),
-        upscaler or FakeUpscaler(),
-        journal,
-        lambda path: [segment(path)],
-        output=folder / "out.mp4",
-        segment_frames=12,
-        seed=0,
-        output_frame_bytes=frame_bytes,
-        source_frame_bytes=frame_bytes,
-        stop=stop,
-        busy=Busy(),
-        on_group=on_group,
-    )
-    return journal, finished
-
-
-def text(journal: Journal) -> str:
-    return "".join(path.read_text() for path in [file.path for file in journal.files()])
 
 
 def test_every_frame_comes_out_once_in_order_with_its_own_time(tmp_path: Path) -> None:
@@ -309,137 +263,3 @@ def test_a_large_state_makes_long_segments(tmp_path: Path) -> None:
 
     journal, _ = flow(tmp_path / "a", upscaler=Large())
     assert [entry.end_frame for entry in journal.segments] == [17, 35, 40]
-
-
-def make(
-    folder: Path,
-    generator: FakeGenerator,
-    *,
-    frames: int | None = None,
-    stop_at: int | None = None,
-    show: Callable[[int], Iterator[tuple[int, int]]] = lambda number: iter([(number, 1)]),
-    keep_states: bool = True,
-    segment_frames: int = 8,
-) -> tuple[Journal, dict[str, int]]:
-    """Generate into `folder`, requesting a stop once `stop_at` frames are made."""
-    folder.mkdir(exist_ok=True)
-    journal, stop = Journal(folder, {"seed": 1}), Stop()
-
-    def on_group(done: int) -> None:
-        if stop_at is not None and done >= stop_at:
-            stop.request()
-
-    counters = make_frames(
-        generator,
-        journal,
-        lambda path: [TextSegment(path)],
-        output=folder / "out.mp4",
-        frames=frames or sum(generator.group_frames),
-        show=show,
-        seed=1,
-        clip=None,
-        frame_bytes=1,
-        stop=stop,
-        busy=Busy(),
-        on_group=on_group,
-        keep_states=keep_states,
-        segment_frames=segment_frames,
-    )
-    return journal, counters
-
-
-GROUPS = (5, 6, 6, 6, 6, 3)
-
-
-def test_every_group_is_made_once_and_cut_to_the_length_that_was_asked_for(tmp_path: Path) -> None:
-    generator = FakeGenerator(GROUPS)
-    journal, counters = make(tmp_path / "a", generator, frames=30)
-    assert journal.complete
-    assert [line.split()[0] for line in text(journal).splitlines()] == [str(number) for number in range(30)]
-    assert [entry.end_frame for entry in journal.segments] == [11, 30]
-    assert generator.steps == 6
-    assert counters == {"generator_passes": 30}
-
-
-@pytest.mark.parametrize("stops", [[1], [12], [17, 17], [30], [32], [5, 11, 17, 23, 29]], ids=str)
-def test_interrupted_generation_gives_the_frames_of_an_uninterrupted_one(tmp_path: Path, stops: list[int]) -> None:
-    whole, _ = make(tmp_path / "whole", FakeGenerator(GROUPS), segment_frames=6)
-    for stop_at in stops:
-        make(tmp_path / "broken", FakeGenerator(GROUPS), stop_at=stop_at, segment_frames=6)
-    rest = FakeGenerator(GROUPS)
-    broken, _ = make(tmp_path / "broken", rest, segment_frames=6)
-    assert broken.complete
-    assert text(broken) == text(whole)
-    assert [entry.end_frame for entry in broken.segments] == [entry.end_frame for entry in whole.segments]
-    assert rest.steps == {1: 5, 32: 0}.get(stops[0], rest.steps)
-
-
-def test_no_state_is_saved_where_none_is_needed(tmp_path: Path) -> None:
-    generator = FakeGenerator(GROUPS)
-    make(tmp_path / "a", generator)
-    assert generator.saved == 2, "the last of three segments needs none"
-    unwanted = FakeGenerator(GROUPS)
-    make(tmp_path / "b", unwanted, keep_states=False)
-    assert unwanted.saved == 0
-
-
-def test_frames_are_dropped_and_repeated_as_told(tmp_path: Path) -> None:
-    half, _ = make(tmp_path / "half", FakeGenerator(GROUPS), show=lambda n: iter([(n, 2)] if n % 2 == 0 else []))
-    double, _ = make(tmp_path / "double", FakeGenerator(GROUPS), show=lambda n: iter([(2 * n, 1), (2 * n + 1, 1)]))
-    plain, _ = make(tmp_path / "plain", FakeGenerator(GROUPS))
-    values = [line.split()[2] for line in text(plain).splitlines()]
-    assert [line.split()[2] for line in text(half).splitlines()] == values[::2]
-    assert [line.split()[2] for line in text(double).splitlines()] == [value for value in values for _ in range(2)]
-
-
-def test_a_failing_generator_ends_the_run_with_its_own_error_and_keeps_segments(tmp_path: Path) -> None:
-    with pytest.raises(MemoryError):
-        make(tmp_path / "a", FakeGenerator(GROUPS, fails_at=4))
-    assert Journal(tmp_path / "a", {"seed": 1}).frames == 23
-
-
-@given(groups=st.lists(st.integers(1, 30), min_size=1, max_size=20), least=st.integers(1, 60))
-def test_no_segment_of_a_generated_clip_is_too_short(groups: list[int], least: int) -> None:
-    borders = list(accumulate(groups))
-    ends = segment_ends(borders, least)
-    assert ends[-1] == borders[-1]
-    lengths = [end - start for start, end in pairwise([0, *ends])]
-    assert all(length >= min(least, borders[-1]) for length in lengths)
-    assert all(length < 3 * max(least, *groups) for length in lengths)
-
-
-def test_the_length_of_a_segment_follows_from_sizes_alone() -> None:
-    assert segment_length(72, 0) == 72
-    assert segment_length(72, 17_000_000_000) == 676
-
-
-def test_a_stop_keeps_signal_and_exit_code_together() -> None:
-    stop = Stop()
-    assert not stop.requested
-    stop.request(15)
-    assert stop.requested
-    error = stop.interruption("stopped")
-    assert isinstance(error, Interrupted)
-    assert error.exit_code == 143
-
-
-def test_a_request_inside_a_block_that_may_be_dropped_is_obeyed_at_once() -> None:
-    stop = Stop()
-    with pytest.raises(StopNow), stop.at_once():
-        stop.request()
-    with pytest.raises(StopNow), stop.at_once():
-        pytest.fail("a stop that was requested before is obeyed, too")
-    stop.request()
-
-
-def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    left: list[int] = []
-    monkeypatch.setattr("os._exit", left.append)
-    before = signal.getsignal(signal.SIGTERM)
-    with stopping_on_signals() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
-        assert left == []
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert left == [143]
-    assert signal.getsignal(signal.SIGTERM) is before
