@@ -1,1 +1,1 @@
-"""The tests, and the golden runner: ``python -m tests.golden DIR``."""
+"""Tests, and the golden runner: ``python -m tests.golden DIR``."""

@@ -1,7 +1,8 @@
 """Parity runner: ``python -m tests.golden DIR`` runs vector sets through the stages as the product uses them.
 
-One line a set: name, largest absolute difference, whether all masks are exact (- where a set has none), and
-ok, FAIL or skip. An exception is a FAIL, a set of no known type a skip. The exit code is 1 if any set failed.
+One line per set: name, largest absolute difference, whether all masks are exact (-
+where a set has none), and ok, FAIL or skip. An exception is a FAIL, a set of no known
+type a skip. The exit code is 1 if any set failed.
 """
 
 import argparse
@@ -23,7 +24,7 @@ RUNNERS: dict[str, Callable[[VectorSet], None]] = {
     **refinement.RUNNERS,
     **whole_cascade.RUNNERS,
 }
-"""What runs a set, by the longest prefix of its name."""
+"""Runner of each set, by the longest prefix of its name."""
 
 
 def find_sets(root: Path) -> Iterator[Path]:
@@ -47,7 +48,7 @@ def _runner(name: str) -> Callable[[VectorSet], None] | None:
 
 
 def run_set(path: Path) -> SetResult:
-    """Run one set; never raises for what a set holds."""
+    """Run one set; never raises because of its contents."""
     runner = _runner(path.stem)
     if runner is None:
         return SetResult(path.name, "skip")

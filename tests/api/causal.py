@@ -1,4 +1,5 @@
-"""A causal stream in numpy alone, for readers that seek: groups, a lag, and a state that remembers all of its scene."""
+"""A causal stream in plain numpy for seeking tests, with groups, a lag, and a state
+that depends on the whole scene."""
 
 import pickle
 from typing import Any
@@ -9,10 +10,12 @@ __all__ = ["CausalToy"]
 
 
 class CausalToy:
-    """Doubles frames and adds to each a trace of those before it in its scene, and of where the scene began."""
+    """Doubles frames and adds to each a trace of the earlier frames of its scene, and
+    of where the scene began."""
 
     groups = (3, 4)
-    """Frames of the first group of a scene, and of a later one; one frame of each is held back."""
+    """Number of frames in the first group of a scene and in later ones; one frame of
+    each is held back."""
 
     def __init__(self) -> None:
         self.frames_in = self.frames_out = 0

@@ -1,4 +1,5 @@
-"""What the filter does in a real VapourSynth: `python -m tests.api.in_vapoursynth INTERPRETER` prints facts as JSON.
+"""Behaviour of the filter in a real VapourSynth: `python -m tests.api.in_vapoursynth
+INTERPRETER` prints facts as JSON.
 
 It runs under a Python that has VapourSynth's wheel, numpy and PyAV, and no torch; INTERPRETER has torch.
 """
@@ -38,7 +39,7 @@ FORMATS = (
 
 
 def source(kind: str, counted: dict[int, int] | None = None, **props: int) -> Any:
-    """A clip of three scenes of large blocks whose frames know their numbers."""
+    """A clip of three scenes of large blocks whose frames carry their numbers."""
     base = CORE.std.BlankClip(
         format=getattr(vs, kind), width=WIDTH, height=HEIGHT, length=FRAMES, fpsnum=30000, fpsden=1001
     )
@@ -77,7 +78,7 @@ def doubled(clip: Any, stream: Any = None, **options: Any) -> Any:
 
 
 class Doubling(CausalToy):
-    """Changes no colour."""
+    """Doubles the size without changing colours."""
 
     def _group(self) -> list[np.ndarray]:
         done, self._waiting = self._waiting, []
@@ -113,7 +114,8 @@ def formats() -> dict[str, Any]:
 
 
 def colours() -> dict[str, float]:
-    """The largest error of flat colours that go through RGB and back, in levels of 8 bits."""
+    """Return the largest error of flat colours converted to RGB and back, in 8-bit
+    levels."""
     found: dict[str, float] = {}
     for matrix in (1, 5, 6, 9):
         for ranged in (0, 1):
@@ -143,7 +145,8 @@ def orders() -> dict[str, Any]:
 
 
 def exact() -> bool:
-    """Whether RGB24 is what the stream makes of the frames, scenes at their cuts."""
+    """Return whether RGB24 frames equal those of the stream, with scenes at the
+    cuts."""
     clip, toy = source("RGB24"), CausalToy()
     out: list[Any] = []
     for number in range(FRAMES):
@@ -156,7 +159,7 @@ def exact() -> bool:
 
 
 class Exhausted(CausalToy):
-    """Runs out of memory once."""
+    """Runs out of memory on the first call."""
 
     failures = 0
 
@@ -185,7 +188,8 @@ def errors() -> dict[str, Any]:
 
 
 def opened() -> dict[str, Any]:
-    """What `upscale` asks of `open_stream`, which needs torch."""
+    """Return the arguments with which `upscale` calls `open_stream`, which needs
+    torch."""
     asked: dict[str, Any] = {}
 
     def open_stream(size: tuple[int, int], **options: Any) -> Any:
@@ -207,7 +211,8 @@ def opened() -> dict[str, Any]:
 
 
 def guide() -> list[Any]:
-    """What the example of the guide makes; `open_stream` is still the one of `opened`."""
+    """Return the output of the guide's example; `open_stream` is still the one of
+    `opened`."""
     page = Path(__file__).parents[2] / "docs" / "guides" / "pipes.md"
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, Any] = {}
@@ -227,7 +232,7 @@ def freed() -> bool:
 
 
 def piped() -> list[Any]:
-    """What vspipe makes of a script, and how it ends with one that fails."""
+    """Return the output of vspipe for a script, and its exit for one that fails."""
     script = (
         "import numpy as np, vapoursynth as vs\n"
         "from tests.api.causal import CausalToy\n"
@@ -250,7 +255,8 @@ def piped() -> list[Any]:
 
 
 def served(interpreter: str) -> list[str]:
-    """Frames of the real model in the real VapourSynth, in an odd order."""
+    """Return frames of the real model in the real VapourSynth, requested out of
+    order."""
     stream = ServedStream(interpreter, (WIDTH, HEIGHT), model="tiny-lite", device="cpu", threads=1)
     large = doubled(source("RGB24"), stream)
     digests = {number: digest(large.get_frame(number)) for number in (25, 50, 0, 19, 20, 45, 59)}

@@ -1,4 +1,5 @@
-"""A small stand-in for the module `vapoursynth`: RGB clips of 8 bits, frames computed when they are asked for."""
+"""A small stand-in for the module `vapoursynth`: 8-bit RGB clips whose frames are
+computed on request."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ RGB24 = SimpleNamespace(
 
 
 class Error(Exception):
-    """As VapourSynth's."""
+    """Stand-in for VapourSynth's error."""
 
 
 class VideoFrame:

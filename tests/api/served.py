@@ -1,4 +1,5 @@
-"""The model in a process of its own: `python -m tests.api.served`, and the stream on the other side of the pipe.
+"""The model in a separate process: `python -m tests.api.served`, and the stream on the
+other side of the pipe.
 
 VapourSynth's wheel and torch may be installed for different versions of Python.
 """
@@ -12,7 +13,7 @@ __all__ = ["ServedStream"]
 
 
 class ServedStream:
-    """A ``FrameStream`` that another interpreter runs."""
+    """A ``FrameStream`` that runs in another interpreter."""
 
     def __init__(self, interpreter: str, size: tuple[int, int], **options: Any) -> None:
         self._process = subprocess.Popen(
@@ -48,7 +49,7 @@ class ServedStream:
 
 
 def main() -> None:
-    """Answer until the other side closes the pipe."""
+    """Serve requests until the other side closes the pipe."""
     from ultraflash_cli import open_stream
 
     stream: Any = None

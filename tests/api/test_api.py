@@ -169,7 +169,7 @@ def test_frames_come_back_in_the_form_they_came_in() -> None:
     assert floats.dtype == np.float32 and np.abs(floats - out / 65535).max() < 1e-4
 
     class Spoken:
-        """What speaks DLPack and nothing else."""
+        """An object that supports DLPack and nothing else."""
 
         def __init__(self, tensor: torch.Tensor) -> None:
             self.tensor = tensor

@@ -1,4 +1,5 @@
-"""Random access to a stream: any order of reading gives the frames of reading from the start, within bounds."""
+"""Random access to a stream: reading in any order returns the same frames as reading
+from the start, within bounds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ SCENES = tuple(sorted({*CUTS, *MARKED}))
 
 
 def clip() -> np.ndarray:
-    """Scenes of large blocks, each with a light that flickers."""
+    """Scenes of large blocks, each with flickering light."""
     draws = np.random.default_rng(0)
     borders = [0, *CUTS, FRAMES]
     scenes = [draws.integers(0, 240, (3, 4, 3)).repeat(8, 0).repeat(8, 1) for _ in borders[1:]]
@@ -37,7 +38,7 @@ CLIP = clip()
 
 
 class Reader:
-    """Counts what is read."""
+    """Counts the frames that are read."""
 
     def __init__(self, frames: np.ndarray = CLIP, marked: tuple[int, ...] = MARKED) -> None:
         self.frames, self.marked = frames, marked
@@ -49,7 +50,7 @@ class Reader:
 
 
 def sequential(stream: CausalStream, frames: np.ndarray, scenes: tuple[int, ...]) -> np.ndarray:
-    """What the stream gives from first to last, flushed at the scenes."""
+    """Return all frames of the stream in order, flushed at scene ends."""
     out: list[Any] = []
     for number, frame in enumerate(frames):
         if number in scenes:

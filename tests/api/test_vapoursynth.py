@@ -1,4 +1,5 @@
-"""The filter for VapourSynth: against the real one where its wheel is, and with the model against a stand-in.
+"""The VapourSynth filter, tested in the real VapourSynth if its wheel is installed, and
+with the model in a stand-in.
 
 The wheel needs Python 3.12. `make vapoursynth` installs it into .venv-vapoursynth; without it, and in an older Python,
 the tests of the real one are skipped.
@@ -27,7 +28,7 @@ TINY: dict[str, Any] = {"model": "tiny-lite", "device": "cpu", "threads": 1}
 
 @pytest.fixture(scope="module")
 def facts(repository: Path) -> dict[str, Any]:
-    """What `tests.api.in_vapoursynth` finds."""
+    """Facts reported by `tests.api.in_vapoursynth`."""
     here = repository / ".venv-vapoursynth" / "bin" / "python"
     interpreter = sys.executable if importlib.util.find_spec("vapoursynth") else str(here)
     if not Path(interpreter).exists():

@@ -1,4 +1,5 @@
-"""What a group at full size launches and moves on a GPU: budgets that only ever fall."""
+"""Budgets for the launches and memory traffic of a full-size group on a GPU; they may
+only decrease."""
 
 import json
 
@@ -32,12 +33,13 @@ def test_a_group_stays_within_its_budget(name: str) -> None:
     assert found.count <= launches
     assert found.bytes <= moved_gb * 1e9
     assert found.pass_bytes <= passes_gb * 1e9
-    # Nor may a budget be left far above what is true.
+    # A budget must not stay far above the actual value either.
     assert found.bytes > 0.97 * moved_gb * 1e9 and found.count > 0.97 * launches
 
 
 def test_arithmetic_is_that_of_the_published_model() -> None:
-    """Per 12 frames, docs/architecture.md: the trace neither loses nor invents work."""
+    """Per 12 frames, docs/architecture.md: the trace counts all of the work and no
+    more."""
     names = ("generator", "decoder 1k", "upsampler 1k", "SR transformer 1k", "SR transformer 2k")
     flops = {name: trace(name).flops / 1e12 for name in names}
     assert flops["SR transformer 1k"] / 2 == pytest.approx(61, rel=0.01)

@@ -1,4 +1,5 @@
-"""The first minutes on a GPU, proven without one: order, limits, going on, and every section that a CPU can run."""
+"""The first run on a GPU, tested without one: order, limits, resuming, and every
+section that a CPU can run."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,8 @@ from benchmarks.part import PARTS
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stand-ins for the processes: `graphs` fails the first time, all others tell their limit."""
+    """Stand-ins for the processes: `graphs` fails the first time, all others report
+    their limit."""
     names: list[str] = []
 
     def section(name: str, limit_s: float, *, dry: bool) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def test_what_failed_is_tried_again_and_what_has_its_result_is_not(
     content = json.loads(out.read_text())
     assert content["kind"] == "gpu" and content["facts"]["result"] == {"limit": 40, "dry": False}
     with pytest.raises(SystemExit):
-        first_run.main(["--out", str(out), "--dry-run"])  # tiny numbers would lie beside real ones
+        first_run.main(["--out", str(out), "--dry-run"])  # results at tiny sizes would be mixed with real ones
 
 
 def test_nothing_is_begun_without_time_and_nobody_waits_for_a_section(

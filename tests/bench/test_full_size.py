@@ -1,4 +1,4 @@
-"""The benchmark of the full size, at a tiny one."""
+"""The full-size benchmark, run at a tiny size."""
 
 import json
 from pathlib import Path

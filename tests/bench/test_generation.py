@@ -1,4 +1,5 @@
-"""Generated clips are judged by prompts whose words are known and whose sentences are new."""
+"""Generated clips are judged on prompts whose words were used in training and whose
+sentences were not."""
 
 import json
 import re

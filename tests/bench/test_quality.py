@@ -1,4 +1,5 @@
-"""The quality benchmark makes its inputs as it says and reports every method on every clip."""
+"""The quality benchmark makes its inputs as documented and reports every method on
+every clip."""
 
 import json
 import shutil
@@ -27,7 +28,8 @@ def read_luma(clip: Path) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one clip whose sides divide by nothing in particular, and a file that is no clip."""
+    """A folder with one clip whose sides have no convenient divisors, and a file that
+    is not a clip."""
     folder = tmp_path_factory.mktemp("clips")
     pattern = ["-f", "lavfi", "-i", "testsrc2=size=158x130:rate=25:duration=0.4"]
     run_ffmpeg([*pattern, "-pix_fmt", "yuv420p", "-c:v", "ffv1", str(folder / "pattern.mkv")], what="pattern")
@@ -93,7 +95,7 @@ def test_luma_survives_the_way_to_rgb_and_back(tmp_path: Path) -> None:
 
 
 def row(kind: str, clip: str, value: float, method: str = "m", **scores: float) -> Row:
-    """One measurement whose every score is ``value`` but the ones given."""
+    """Return a measurement in which every score is ``value`` except those given."""
     return Row(method=method, kind=kind, clip=clip, seconds=value, scores=dict.fromkeys(METRICS, value) | scores)
 
 
@@ -104,7 +106,7 @@ def test_the_mean_is_taken_over_the_clips_of_one_kind_and_method() -> None:
 
 
 def cells(table: str) -> list[list[str]]:
-    """The cells of a table's body."""
+    """Return the cells of a table's body."""
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 

@@ -1,4 +1,4 @@
-"""The script for a GPU, proven with the trial model on whatever is here."""
+"""The GPU script, tested with the trial model on this machine's device."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The judge learns from drawn scenes alone, and can be repeated, kept, and trusted as far as its file says."""
+"""The judge learns only from rendered scenes, is reproducible, can be saved, and is as
+accurate as its file states."""
 
 import json
 from dataclasses import replace

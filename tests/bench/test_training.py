@@ -1,4 +1,4 @@
-"""The training benchmark runs what the page shows, and says what happened."""
+"""The training benchmark runs the commands of the page and reports the results."""
 
 import json
 from pathlib import Path

@@ -22,7 +22,8 @@ PEAK_BYTES = 123
 
 
 class ToyStream:
-    """Groups of 3 frames after a first one of 1, each one convolution; a clip may end after some groups."""
+    """Stream with groups of 3 frames after a first one of 1, each computed by one
+    convolution; a clip may end after a number of groups."""
 
     def __init__(
         self, clock: "CountingClock", conv: "torch.nn.Conv2d", size_px: tuple[int, int], groups: int | None
@@ -86,7 +87,7 @@ def die(case: BenchCase) -> Prepared:
 
 
 def press_ctrl_c(parent: int) -> None:
-    """Send what a terminal sends to all its processes, and go on for ever."""
+    """Send the signal that a terminal sends to all its processes, and run forever."""
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(parent, signal.SIGINT)
     threading.Event().wait()

@@ -1,4 +1,4 @@
-"""Clips as people have them, and what becomes of each."""
+"""Clips as users have them, and the expected result for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -70,35 +70,38 @@ HDR = f"-pix_fmt yuv420p10le {X265}:master-display={DISPLAY}:max-cll=990,120"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A kind of input and what must come out."""
+    """A kind of input and the expected output."""
 
     name: str
     """Of the file."""
     make: Callable[[Path, Path], object]
     """Writes the file; the second folder holds ``MATERIAL``."""
     keeps: tuple[str, ...] = ()
-    """Words that the other program says of both pictures."""
+    """Words that the other program prints for both videos."""
     says: str = ""
-    """A part of a warning of the report; there is none where it is empty, but for those that are said elsewhere."""
+    """Part of the expected warning in the report; if empty, no warning is expected
+    except those listed elsewhere."""
     suffix: str = ""
-    """Of the output, where it is not the input's."""
+    """Suffix of the output, if it differs from the input's."""
     left_out: tuple[str, ...] = ()
-    """Codecs of tracks that do not come along as they are."""
+    """Codecs of tracks that are not copied unchanged."""
     levels: float = 6.0
     """Mean absolute difference allowed, of 255."""
     before: str = ""
-    """A filter that the source's pictures need to be like the result's."""
+    """Filter that makes the source's pictures comparable with the result's."""
     scaling: str = ""
     alpha: bool = False
-    """Whether transparency must come out."""
+    """Whether the result must have transparency."""
     late_end: bool = False
-    """Whether the other program misses how long the last frame of the source is shown."""
+    """Whether the other program fails to see the duration of the source's last
+    frame."""
     times: bool = True
-    """Whether the other program finds the right times in the source."""
+    """Whether the other program reads the correct times from the source."""
 
 
 def made(arguments: str) -> Callable[[Path, Path], object]:
-    """Make a file by arguments of FFmpeg, in which ``{dir}`` is the folder of the material."""
+    """Make a file with FFmpeg arguments, in which ``{dir}`` is the folder of the
+    material."""
     return lambda path, material: ffmpeg(*arguments.replace("{dir}", str(material)).split(), str(path))
 
 

@@ -13,7 +13,7 @@ __all__ = ["cases", "doubled", "upscale"]
 
 @pytest.fixture(autouse=True)
 def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pixel is doubled instead of upscaled, which takes no time."""
+    """Double every pixel instead of upscaling, which takes no time."""
     monkeypatch.setattr(Models, "upscaler", staticmethod(builder()))
 
 

@@ -36,7 +36,8 @@ def ultraflash(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def interrupted(arguments: Sequence[object], number: signal.Signals, when: Callable[[dict[str, object]], bool]) -> int:
-    """Run the command and send it the signal at the first event that `when` accepts; give its exit code."""
+    """Run the command and send it the signal at the first event that `when` accepts;
+    return its exit code."""
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments), "--progress", "json"],
         stderr=subprocess.PIPE,

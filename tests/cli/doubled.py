@@ -1,4 +1,4 @@
-"""Clips doubled through the command, compared by another FFmpeg."""
+"""Clips doubled by the command, compared using another FFmpeg."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ EXACT = ("--res", "2x", "--codec", "ffv1", "--threads", "1", "-y", "-q", "--json
 
 
 class Repeater(Doubler):
-    """Enlarges by repeating pixels, and does nothing else."""
+    """Enlarges frames by repeating pixels."""
 
     def step(self, state: Trail, frames: list[np.ndarray]) -> tuple[Trail, list[np.ndarray]]:
         return Trail(state.seen + len(frames), state.seed), [
@@ -28,7 +28,8 @@ class Repeater(Doubler):
 
 @pytest.fixture
 def cases(repository: Path) -> Path:
-    """The folder of files from which users of other tools suffered; tests over it skip where it is absent."""
+    """The folder of files that caused problems in other tools; tests that use it are
+    skipped if it is absent."""
     folder = repository.parent / "shared" / "cases"
     if not folder.is_dir():
         pytest.skip("the shared cases are not on this machine")
@@ -37,7 +38,8 @@ def cases(repository: Path) -> Path:
 
 @pytest.fixture
 def doubled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
-    """Run ``upscale`` with every pixel doubled and nothing lost by the codec; gives its warnings."""
+    """Run ``upscale`` with every pixel doubled and a lossless codec; return its
+    warnings."""
     monkeypatch.setattr(Models, "upscaler", staticmethod(builder(Repeater)))
 
     def run(source: Path, output: Path, *options: object) -> list[str]:

@@ -10,5 +10,5 @@ __all__ = ["replace_model"]
 
 
 def replace_model(monkeypatch: pytest.MonkeyPatch, build: Callable[..., object]) -> None:
-    """Let `upscale` build its models with `build`."""
+    """Make `upscale` build its models with `build`."""
     monkeypatch.setattr(Models, "upscaler", staticmethod(build))

@@ -1,4 +1,5 @@
-"""What another program, the FFmpeg that imageio-ffmpeg brings, finds in a file."""
+"""The contents of a file as read by another program, the FFmpeg that imageio-ffmpeg
+includes."""
 
 import re
 import subprocess
@@ -19,16 +20,16 @@ _OF_CONTAINERS = {"encoder", "major_brand", "minor_version", "compatible_brands"
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """A stream as it lies in the file."""
+    """A stream as stored in the file."""
 
     kind: str
     codec: str
     language: str
     times: tuple[Fraction, ...]
-    """When each packet is shown, in seconds."""
+    """Presentation time of each packet, in seconds."""
     end: Fraction
     hashes: tuple[str, ...]
-    """Of the packets; of an attachment, of what it holds."""
+    """Hashes of the packets, or of an attachment's content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +37,22 @@ class Seen:
     """A file: its main picture decoded, the rest packet by packet."""
 
     times: tuple[Fraction, ...]
-    """When each frame is shown, in seconds."""
+    """Presentation time of each frame, in seconds."""
     end: Fraction
-    """When the last frame is gone."""
+    """End of the last frame, in seconds."""
     pictures: NDArray[np.float64]
     """``[frames, 12, 16, 4]``: red, green, blue and how opaque, in levels of 255."""
     picture: str
-    """What is said of the main picture: codec, pixel format, colour, aspect, and what lies beside stream and frames."""
+    """Description of the main video: codec, pixel format, colour, aspect, and the side
+    data of stream and frames."""
     tracks: tuple[Track, ...]
-    """All but the main picture."""
+    """All tracks except the main video."""
     tags: dict[str, str]
     chapters: tuple[tuple[Fraction, Fraction, str], ...]
 
     @property
     def pix_fmt(self) -> str:
-        """How pixels are stored."""
+        """Pixel format."""
         found = re.search(r", (\w+)(?:\([^)]*\))?, \d+x\d+", self.picture)
         assert found is not None, self.picture
         return found[1]
@@ -77,14 +79,14 @@ class Seen:
 
     @property
     def colors(self) -> set[str]:
-        """What is said of range, matrix, primaries and transfer."""
+        """Range, matrix, primaries and transfer, as printed."""
         found = re.search(r", \w+\(([^)]*)\), \d+x\d+", self.picture)
         words = set(re.split(r", ", found[1])) if found else set[str]()
         return {word for word in words if not re.search(r"progressive|first|unknown/unknown", word)}
 
     @property
     def turn(self) -> str:
-        """How the picture is turned, in degrees; empty where it is not."""
+        """Rotation in degrees; empty if there is none."""
         found = re.search(r"rotation of (\S+) degrees", self.picture)
         return found[1] if found else ""
 
@@ -92,7 +94,7 @@ class Seen:
 def look(path: Path, folder: Path, *, decoder: str = "", before: str = "", scaling: str = "") -> Seen:
     """Read a file; ``before`` and ``scaling`` are filters and settings that its pictures need; ``folder`` is scratch.
 
-    It fails where the other program does.
+    It fails if the other program does.
     """
     size = f"scale={SMALL[0]}:{SMALL[1]}:flags=area+accurate_rnd+full_chroma_int{scaling}"
     shown = ["-map", "0:V:0", "-fps_mode", "passthrough", "-enc_time_base", "demux"]
@@ -132,7 +134,7 @@ def look(path: Path, folder: Path, *, decoder: str = "", before: str = "", scali
 
 
 def _blocks(said: str) -> dict[int, tuple[re.Match[str], list[str]]]:
-    """What is said of each stream of the input."""
+    """Yield the description of each stream of the input."""
     blocks: dict[int, tuple[re.Match[str], list[str]]] = {}
     current: list[str] = []
     for line in said.split("Stream mapping:")[0].split("\nOutput #")[0].splitlines():

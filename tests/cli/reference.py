@@ -92,7 +92,7 @@ def reference() -> str:
 
 
 def exit_codes() -> list[tuple[str, str]]:
-    """Return the table of exit codes, from the family of errors."""
+    """Return the table of exit codes, made from the error classes."""
     rows = [(0, "0", "Done."), (1, "1", "Unexpected error; please report it with the output of `-v`.")]
     for error in UltraflashError.__subclasses__():
         code = Interrupted("").exit_code if error is Interrupted else error.exit_code

@@ -2,7 +2,8 @@
 
 `python -m tests.cli.schemas` writes them.
 
-cluster.json, compare.json and explain.json are written by hand; they say more than types do.
+cluster.json, compare.json and explain.json are written by hand; they state more than
+types can.
 """
 
 import ast
@@ -45,11 +46,11 @@ _PLAIN: dict[object, Schema] = {
     Any: {},
 }
 _KNOWN = {"Limits": Limits}
-"""Names that their modules import for types alone."""
+"""Names that their modules import only for type checking."""
 
 
 def schemas() -> dict[str, Schema]:
-    """Return every generated schema by its file."""
+    """Return every generated schema by file name."""
     memory = {
         "description": "The memory plan; absent where none fits.",
         "type": ["object", "null"],
@@ -227,7 +228,8 @@ def _closed(properties: Schema) -> Schema:
 def _object(
     kind: type, *, more: Mapping[str, Schema] | None = None, optional: Mapping[str, Schema] | None = None
 ) -> Schema:
-    """Return the schema of a dataclass as `asdict` gives it, with the words below its fields."""
+    """Return the schema of a dataclass as `asdict` converts it, with the docstrings of
+    its fields."""
     hints, words = get_type_hints(kind, localns=_KNOWN), _words(kind)
     found = dict(more or {})
     for each in fields(cast(Any, kind)):
@@ -261,7 +263,8 @@ def _type(hint: Any) -> Schema:
 
 
 def _words(kind: type) -> dict[str, str]:
-    """Return the strings below the fields of a dataclass and of those that it is made of, as one line each."""
+    """Return the docstrings of the fields of a dataclass and its bases, each as one
+    line."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body

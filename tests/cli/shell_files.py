@@ -1,4 +1,5 @@
-"""Files in packaging/ that are made from the program: man pages and shell completion.
+"""Files in packaging/ that are generated from the program: man pages and shell
+completion.
 
 `python -m tests.cli.reference` writes them together with docs/cli.md.
 """
@@ -34,7 +35,7 @@ _FILES = ((".NAME.ultraflash", "Finished segments of an unfinished output, next 
 
 
 class _Roff:
-    """Takes what a help page writes, and keeps it as troff with the macros of man(7)."""
+    """Collects the output of a help page as troff with the macros of man(7)."""
 
     width = 80
 
@@ -74,7 +75,7 @@ class _Roff:
 
     @contextmanager
     def indentation(self) -> Generator[None]:
-        """Open the description: the only text that a page indents by itself."""
+        """Open the description, the only text that a page indents itself."""
         self.write_heading("Description")
         yield
 
@@ -94,13 +95,14 @@ def man_pages() -> dict[str, str]:
 def completions() -> dict[str, str]:
     """Return the name and the content of each file of shell completion."""
     bash, zsh, fish = map(_completion, ("bash", "zsh", "fish"))
-    # Loaded by name, the file is the function: its first call must complete as well.
+    # When loaded by name, the file is the function: its first call must complete as
+    # well.
     called = 'if [ "$funcstack[1]" = "_ultraflash" ]; then\n  _ultraflash_completion "$@"\nfi\n'
     return {"ultraflash": bash, "_ultraflash": zsh + "\n" + called, "ultraflash.fish": fish}
 
 
 def write() -> None:
-    """Write all files; those of commands that are gone are removed."""
+    """Write all files; those of removed commands are deleted."""
     for folder, files in (("man", man_pages()), ("completions", completions())):
         (PACKAGING / folder).mkdir(exist_ok=True)
         for path in (PACKAGING / folder).iterdir():

@@ -1,4 +1,5 @@
-"""Several clips in one command, inside this process: which ones, where they go, what is said of them."""
+"""Several clips in one command, in this process: selection, output paths and
+messages."""
 
 import io
 import json
@@ -20,7 +21,7 @@ from ultraflash_cli.main import main
 
 GOOD, BROKEN = 196, 3
 LONG = "x" * 249
-"""A name that is not too long itself, but whose result's is."""
+"""A name that is not too long itself, although the name of its result is."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_of_two_hundred_files_the_good_ones_are_done_and_the_others_named(
     assert sum(line.startswith("done") for line in table) == GOOD
     assert error.startswith("error: 4 of 200 files failed: ")
     assert all(name in error for name in failed)
-    # The same command again only tries what is not there.
+    # The same command again only tries what is missing.
     assert main(["upscale", str(films), "-o", str(out), "--res", "2x", "--keep-going", "-n", "-q"]) == 9
     assert "4 of 200 files failed" in capsys.readouterr().err
 

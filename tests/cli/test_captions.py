@@ -1,4 +1,4 @@
-"""Closed captions inside the picture."""
+"""Closed captions embedded in the video stream."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.video.clips import ffmpeg
 from ultraflash_cli.video.sidedata import side_data
 
 PAIRS = ("9425", "9425", "94ad", "94ad", "9470", "9470", "c849", *["8080"] * 13, "942c", "942c", "8080", "8080")
-"""What shows HI on a television, a pair of bytes a frame, and clears it."""
+"""Byte pairs, one per frame, that show HI on a television and clear it again."""
 
 
 def captioned(path: Path, picture: str) -> Path:

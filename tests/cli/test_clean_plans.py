@@ -1,4 +1,5 @@
-"""`clean` and the folders of plans: listed, removed, never while somebody is at work in them."""
+"""`clean` lists and removes the folders of plans, but never while a worker is using
+them."""
 
 import json
 import os
@@ -44,7 +45,7 @@ def clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Clean:
 
 
 def lease_of(work: Path, **changes: Any) -> Path:
-    """Give the unit that is left to a worker."""
+    """Lease the remaining unit to a worker."""
     path = next(unit for unit in read_plan(work).units if not unit.is_done).folder / "lease"
     assert claim(path, replace(this_process(), **changes)) is not None
     return path

@@ -1,4 +1,5 @@
-"""Files whose timestamps step, jump, are wrong or missing, through the command: sound and picture stay together."""
+"""Files with timestamps that step, jump, are wrong or missing, through the command:
+audio and video stay in sync."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def seen(source: Path, folder: Path, *options: str, suffix: str = ".mp4") -> See
 
 
 def moved(part: bytes, ticks: int) -> bytes:
-    """The same recording at another time of the clock."""
+    """Return the same recording with its clock shifted."""
     for stream in (PICTURE, SOUND):
         part = restamped(part, stream, lambda _, pts, dts: (pts + ticks, dts + ticks))
     return part
@@ -52,14 +53,14 @@ def only(place: int, pts_ticks: int, dts_ticks: int) -> Callable[[int, int, int]
 
 @dataclass(frozen=True)
 class Joined:
-    """Recordings one behind the other in one file."""
+    """Recordings concatenated into one file."""
 
     make: Callable[[bytes], bytes]
     """Makes the file from a recording of one second."""
     parts: int
     says: str
     pause_s: int = 0
-    """How long nothing is shown between two of them."""
+    """Length of the pause between two recordings."""
 
 
 JOINED = {

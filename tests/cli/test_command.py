@@ -15,8 +15,9 @@ from tests.cli.command import COMMAND, REPORT_KEYS, interrupted, ultraflash
 from tests.jobs.clips import audio_packets, decoded, make_clip, timestamps
 
 FRAMES, SAFE, CUT = 180, 69, 160
-"""The clip's length, the end of its first segment, and the beginning of its second scene. Behind the first segment lie
-more frames than the queues hold, so that an event always tells of it before the clip ends."""
+"""The clip's length, the end of its first segment, and the beginning of its second
+scene. More frames follow the first segment than the queues hold, so that an event
+always reports it before the clip ends."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(clip: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The clip upscaled without interruption, and what was said."""
+    """The clip upscaled without interruption, and the messages."""
     output = clip.with_name("whole.mp4")
     return output, ultraflash("upscale", clip, "-o", output, "--res", "2x", "--json", "--progress", "json")
 
@@ -83,7 +84,7 @@ def test_after_a_signal_the_same_command_gives_the_frames_of_an_uninterrupted_ru
     assert said.returncode == 0, said.stderr
     assert said.stdout == ""
     (frames,) = (int(number) for number in re.findall(r"resuming after (\d+) finished frames", said.stderr))
-    # A kill costs the segment in hand, a request to stop nothing that was done.
+    # A kill costs the current segment; a request to stop costs no finished work.
     assert frames == SAFE if number == signal.SIGKILL else frames > SAFE
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     uninterrupted, resumed = decoded(whole[0]), decoded(tmp_path / "out.mp4")

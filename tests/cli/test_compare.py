@@ -59,7 +59,7 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
 
 @pytest.fixture
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out what networks measure."""
+    """Skip the metrics that need networks."""
     monkeypatch.setattr(sampled, "find_spec", lambda name: None)
     monkeypatch.setattr(sampled, "missing_packages", lambda: ["cvvdp"])
 
@@ -117,7 +117,7 @@ def test_another_coding_of_the_same_colours_is_no_drift(
     clips: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph = "scale=in_color_matrix=bt709:out_color_matrix=bt601:out_range=pc,format=yuv420p"
-    pale = "eq=saturation=0.3:contrast=0.8"  # what no gamut clips
+    pale = "eq=saturation=0.3:contrast=0.8"  # colours that no gamut clips
     tagged = tmp_path / "tagged.mkv"
     recoded = tmp_path / "full_range_bt601.mkv"
     for path, filters, tags in (

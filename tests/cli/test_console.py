@@ -1,4 +1,4 @@
-"""What people and scripts see of a run, without one."""
+"""The output of a run for people and scripts, tested without a run."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from ultraflash_cli.settings import Settings, keep_compiled_kernels, wait_passiv
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True

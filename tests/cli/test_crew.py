@@ -1,4 +1,5 @@
-"""Several workers of one machine under one command, and what that must not load."""
+"""Several workers on one machine under one command, and the modules that this must not
+load."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""What edit lists cut out stays out, and what is written is shown for its time, through the command."""
+"""Parts removed by edit lists stay removed, and subtitles are shown at their times,
+through the command."""
 
 import subprocess
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ __all__ = ["cases", "doubled"]
 
 PARENTS = (b"moov", b"trak", b"edts")
 Part = tuple[Fraction, Fraction]
-"""Where a part starts that is kept, and how long it is, in seconds."""
+"""Start and length of a part that is kept, in seconds."""
 
 
 def edited(content: bytes, parts: Sequence[Part]) -> bytes:
@@ -49,13 +50,14 @@ def edited(content: bytes, parts: Sequence[Part]) -> bytes:
 
 
 def samples(path: Path) -> bytes:
-    """The sound as the other program decodes it."""
+    """Return the audio as the other program decodes it."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-map", "0:a", "-f", "s16le", "-"]
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def lines(path: Path, track: int = 0) -> list[tuple[str, str, str]]:
-    """Start, end and text of every subtitle, as the other program finds them."""
+    """Return the start, end and text of every subtitle, as read by the other
+    program."""
     found: list[tuple[str, str, str]] = []
     for block in ffmpeg("-i", str(path), "-map", f"0:s:{track}", "-f", "srt", "-").strip().split("\n\n"):
         if " --> " in block:
@@ -110,7 +112,8 @@ def test_a_reported_edit_list_of_two_parts_keeps_its_sound(tmp_path: Path, cases
     assert upscale(source, output) == 0
     given, kept = (np.frombuffer(samples(path), np.int16).astype(int) for path in (source, output))
     assert len(kept) == len(given)
-    # Behind the cut the decoder knows another sound before, for the length of one packet.
+    # After the cut the decoder has different preceding audio, for the length of one
+    # packet.
     cut, packet = 19 * 1024, 1024
     assert (kept[:cut] == given[:cut]).all()
     assert np.abs(kept[cut + packet :] - given[cut + packet :]).mean() < 0.02 * np.abs(given).mean()

@@ -1,4 +1,5 @@
-"""`--detail`: two sets of weights and what lies between, by the command."""
+"""`--detail`: two sets of weights and interpolations between them, through the
+command."""
 
 from pathlib import Path
 

@@ -11,7 +11,8 @@ from tests.cli.tracks import PICTURE, X264, Runner, frames, make
 
 
 def segments(number: int) -> list[bytes]:
-    """What shows a small picture on a Blu-ray: composition, window, palette, picture, end."""
+    """Return the segments that show a small picture on a Blu-ray: composition, window,
+    palette, picture, end."""
     size, place = bytes([0, 8, 0, 4]), bytes([0, 2, 0, 2])
     composition = bytes([0, 64, 0, 48, 16, 0, number, 128, 0, 0, 1, 0, 0, 0, 0]) + place
     lines = b"".join(bytes([0, 0x88, 1, 0, 0]) for _ in range(4))

@@ -1,4 +1,5 @@
-"""`ultraflash explain`: the tag in every output, the command that repeats it, files that say nothing or lie."""
+"""`ultraflash explain`: the tag in every output, the command that repeats it, files
+with no tag or a false one."""
 
 import json
 import os

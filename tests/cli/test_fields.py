@@ -1,4 +1,5 @@
-"""Fields and frame rates through the command: what is measured, what is asked for, read back by another program."""
+"""Fields and frame rates through the command, measured or requested, and read back by
+another program."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""Which inputs a command takes, which it passes over and says so, and how it is stopped; inside this process."""
+"""Inputs that a command processes, inputs that it skips with a message, and stopping;
+in this process."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Damaged inputs through the installed command: each becomes a right file or one line, nothing else."""
+"""Damaged inputs through the installed command: each results in a correct file or a
+one-line error, nothing else."""
 
 import json
 import re
@@ -32,10 +33,10 @@ SOURCES = {
     "n.wmv": "-c:v wmv2 -c:a wmav2",
     "o.3gp": "-c:v h263 -s 128x96 -an",
 }
-"""A name, and how FFmpeg makes the file that is damaged."""
+"""File names, and the FFmpeg arguments that make the files to damage."""
 COUNT, BATCHES = 300, 5
 REFUSALS = {3, 5}
-"""Unreadable; a size too large for the memory."""
+"""Exit codes for an unreadable file and for a size too large for the memory."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def mutants(originals: list[Path], folder: Path, seeds: range) -> None:
 
 
 def frames_shown(path: Path) -> tuple[int, str]:
-    """Give how many frames the independent reader finds, and what it complains of."""
+    """Return the number of frames that the independent reader finds, and its error
+    messages."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-xerror", "-i", str(path)]
     arguments = ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "-"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)

@@ -1,4 +1,5 @@
-"""The installed command and the trial model: words to a file, whatever happens on the way."""
+"""The installed command with the trial model: from a prompt to a file, despite
+interruptions and errors."""
 
 import io
 import json
@@ -23,20 +24,21 @@ from ultraflash_cli.main import main
 PROMPT = "A corgi on a beach"
 TRIAL = ("--model", "tiny-random", "--device", "cpu", "--threads", "1", "--enc-opt", "preset=ultrafast")
 FRAMES, SAFE = 193, 85
-"""The long clip's length and the end of its first segment; behind it lie more frames than the queues hold."""
+"""The long clip's length and the end of its first segment; more frames follow it than
+the queues hold."""
 LONG = ("generate", PROMPT, *TRIAL, "--seconds", "12", "--save-lr", "--seed", "7")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The long clip made without interruption, and what was said."""
+    """The long clip made without interruption, and the messages."""
     output = tmp_path_factory.mktemp("whole") / "whole.mp4"
     return output, ultraflash(*LONG, "-o", output, "--json", "--progress", "json")
 
 
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder one is in, and no weights anywhere."""
+    """Work in an empty folder, with no weights installed."""
     monkeypatch.setenv("ULTRAFLASH_HOME", str(tmp_path / "home"))
     here = tmp_path / "here"
     here.mkdir()

@@ -1,4 +1,5 @@
-"""`ultraflash generate ... -o -`: pictures come through stdout while later ones are made."""
+"""`ultraflash generate ... -o -`: frames are written to stdout while later ones are
+generated."""
 
 import io
 import os
@@ -20,11 +21,12 @@ from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
 
 CLUSTER = b"\x1f\x43\xb6\x75"
-"""What begins a part of Matroska that holds pictures."""
+"""First bytes of a Matroska cluster, which holds frames."""
 
 
 def test_a_clip_leaves_through_stdout_before_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `ultraflash generate "..." -o - | mpv -` needs: the first cluster of pictures is there early."""
+    """`ultraflash generate "..." -o - | mpv -` requires that the first cluster of
+    frames is written early."""
     allowed = threading.Event()
 
     class Held(FakeGenerator):

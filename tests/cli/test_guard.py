@@ -1,4 +1,4 @@
-"""`--guard`: how far a result may stray from its source, by the command."""
+"""`--guard`: the limit on a result's deviation from its source, through the command."""
 
 import json
 import re

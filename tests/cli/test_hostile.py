@@ -1,4 +1,5 @@
-"""Hostile folders, links, names and clocks, drawn by number: each becomes a right file or one line, nothing else."""
+"""Hostile folders, links, names and clocks, sampled by seed: each results in a correct
+file or a one-line error, nothing else."""
 
 import hashlib
 import os
@@ -22,12 +23,13 @@ from ultraflash_cli.models.frames import FrameUpscaler
 
 COUNT, BATCHES = 300, 6
 DOCUMENTED = {0, 2, 3, 5, 6, 7, 9}
-"""Exit codes that a wrong file, name or folder may have; 1 is a fault of ours."""
+"""Exit codes that a wrong file, name or folder may cause; 1 would be a bug."""
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def state_of(folder: Path) -> dict[str, tuple[object, ...]]:
-    """What is in a folder: kinds, contents, targets of links, times of change of files."""
+    """Return the state of a folder: kinds, contents, link targets, and modification
+    times of files."""
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(folder.rglob("*")):
         name = os.fsencode(path.relative_to(folder)).decode("latin-1")
@@ -48,7 +50,8 @@ def frames_in(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Contents by kind: clean ones, and clocks that step back, jump, stand still and wrap."""
+    """Clips by kind: clean ones, and ones whose clocks step back, jump, stand still or
+    wrap."""
     folder = tmp_path_factory.mktemp("clips")
     plain = make_clip(folder / "plain.mkv", frames=3, width=16, height=16).read_bytes()
     ts = ["-f", "lavfi", "-i", "testsrc2=size=16x16:rate=25:duration=0.2", "-c:v", "mpeg2video"]
@@ -69,7 +72,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def timed_doubler(prepared: Prepared) -> Built[FrameUpscaler]:
-    """The doubler in the place of a model whose work is counted: it knows its time per frame, as that one does."""
+    """Replace a model whose work is counted by the doubler, which reports a time per
+    frame in the same way."""
     return replace(builder()(prepared), frame_seconds=0.01)
 
 
@@ -123,7 +127,7 @@ def test_a_hostile_place_becomes_a_right_file_or_one_line(
             assert not {name for name in gone if ".ultraflash" not in name}, told
         elif scene.output.suffix == ".mkv" and scene.output.is_file() and "-n" not in arguments:
             assert frames_in(scene.output) > 0, told
-            # Work of another version is kept aside.
+            # Work of another version is moved aside.
             left = {name for name in after.keys() - written_before.keys() if ".ultraflash" in name}
             assert not {name for name in left if ".kept1.ultraflash" not in name}, told
     assert codes.count(0) > each // 5 and len(codes) - codes.count(0) > each // 5

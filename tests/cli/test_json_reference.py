@@ -1,4 +1,4 @@
-"""The page about JSON is that of the schemas."""
+"""The JSON reference page matches the schemas."""
 
 from tests.cli.json_reference import PAGE, page
 

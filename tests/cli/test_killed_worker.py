@@ -1,4 +1,5 @@
-"""The three commands as processes: a worker that is killed amid a unit costs nothing but time."""
+"""The three commands as processes: a worker that is killed during a unit costs nothing
+but time."""
 
 import fcntl
 import hashlib
@@ -20,7 +21,8 @@ from ultraflash_cli.video.plain import read_plain_frames
 OPTIONS = ("--res", "2x", "--model", "tiny-lite", "--device", "cpu", "--threads", "1", "--enc-opt", "preset=ultrafast")
 LONG, SHORT = 256, 24
 PIPE_BYTES = 4096
-"""Room for the events of about 17 groups of 8 frames: whoever is not read any more waits long before its unit ends."""
+"""Pipe capacity for the events of about 17 groups of 8 frames: a worker whose output is
+no longer read blocks long before its unit ends."""
 
 
 def objects(*arguments: object) -> list[dict[str, Any]]:
@@ -31,7 +33,8 @@ def objects(*arguments: object) -> list[dict[str, Any]]:
 
 
 def stuck_amid_a_unit(work: Path) -> subprocess.Popen[str]:
-    """Start a worker, and return it where it has finished the first segment of a unit and waits for its reader."""
+    """Start a worker, and return it once it has finished the first segment of a unit
+    and waits for its reader."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     worker = subprocess.Popen(
@@ -40,7 +43,7 @@ def stuck_amid_a_unit(work: Path) -> subprocess.Popen[str]:
     os.close(writing)
     worker.stderr = os.fdopen(reading, encoding="utf-8")
     heard: list[str] = []
-    # One byte at a time: what Python reads ahead would make room for more.
+    # One byte at a time: reading ahead would free space in the pipe.
     while True:
         letters = bytearray()
         while not letters.endswith(b"\n"):

@@ -33,7 +33,7 @@ from ultraflash_cli.main import main
 
 @dataclass(frozen=True)
 class Batch:
-    """What one command made of all cases."""
+    """The results of one command for all cases."""
 
     source: Path
     reports: dict[str, dict[str, Any]]
@@ -102,7 +102,7 @@ def same_picture(case: Case, before: Seen, after: Seen) -> None:
     for words in case.keeps:
         assert words in before.picture
         assert words in after.picture
-    # A reader of another kind may give up fewer pictures of what is damaged.
+    # A different reader may drop fewer frames of a damaged file.
     assert case.times is False or len(before.pictures) == len(after.pictures)
     count = min(len(before.pictures), len(after.pictures))
     a, b = before.pictures[:count], after.pictures[:count]
@@ -112,7 +112,7 @@ def same_picture(case: Case, before: Seen, after: Seen) -> None:
 
 
 def same_times(case: Case, source: Path, output: Path, before: Seen, after: Seen, said: str) -> Fraction:
-    """Compare when frames are shown; gives how much later all is."""
+    """Compare the times of frames; return the common delay."""
     exact = output.suffix not in (".mkv", ".webm") or source.suffix in (".mkv", ".webm")
     slack = Fraction(0) if exact else Fraction(1, 1000)
     moved = after.times[0] - before.times[0]
@@ -157,7 +157,7 @@ def test_the_batch_says_what_failed_and_leaves_nothing_unfinished(batch: Batch) 
     assert not [path.name for path in (batch.source / "out").iterdir() if path.name.startswith(".")]
 
 
-# What takes a command of its own
+# Cases that need a separate command
 
 
 def upscale(*arguments: object) -> int:
@@ -272,7 +272,7 @@ def test_a_part_of_a_real_file_keeps_its_frames_and_tracks(
         return
     assert code == 0
     after = look(output, tmp_path)
-    if source.name == "r13_truncated.mp4":  # the other program calls a cut file an error
+    if source.name == "r13_truncated.mp4":  # the other program reports an error for a truncated file
         assert len(after.times) == 5
         return
     before = look(source, tmp_path, before="bwdif=mode=send_frame:deint=all," if "interlaced" in source.name else "")

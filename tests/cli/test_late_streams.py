@@ -43,7 +43,7 @@ SPOKEN = bytes([0, 100, *range(98)])
 
 
 def late_on_disc(tmp_path: Path) -> Path:
-    """A part of a DVD in which subtitles begin after 14 seconds."""
+    """Part of a DVD in which subtitles begin after 14 seconds."""
     source = make(tmp_path / "a.vob", "-f lavfi -i testsrc2=s=160x120:r=25:d=16 -c:v mpeg2video -q:v 1 -g 5")
     content = source.read_bytes()
     place = content.index(b"\0\0\1\xba", len(content) // 2)

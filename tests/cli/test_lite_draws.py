@@ -1,4 +1,4 @@
-"""Clips from words by the built-in model itself, through the command."""
+"""Clips generated from prompts by the actual built-in model, through the command."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command inside this process, with parts of the machine replaced."""
+"""The command in this process, with parts of the machine replaced."""
 
 import contextlib
 import json
@@ -126,7 +126,7 @@ def test_every_bad_input_gives_one_line_and_its_exit_code(
         ("",): 2,
         (clip, "-o", ""): 2,
         (Path(os.devnull),): 3,
-        # The system refuses to look at these, as it does inside folders of other people.
+        # The system denies access to these, as it does in folders of other users.
         (tmp_path / ("x" * 300 + ".mp4"),): 3,
         (clip, "-o", tmp_path / ("x" * 300 + ".mp4")): 7,
         (clip, "-o", tmp_path / "one.png"): 2,

@@ -1,4 +1,5 @@
-"""What a file says beside its frames, or says anew on the way, through the command; read back by another program."""
+"""Metadata next to the frames, constant or changing within a file, through the command;
+read back by another program."""
 
 import json
 import re
@@ -25,20 +26,23 @@ MOVING = "-f lavfi -i testsrc2=size={}:rate=25:duration={}"
 
 
 def coarse(path: Path) -> NDArray[np.float64]:
-    """The frames of a clip that changes its size, which is a multiple of 16x12, as ``look`` gives pictures."""
+    """Return the frames of a clip whose size changes and is a multiple of 16x12, in the
+    form that ``look`` returns."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack([each.reshape(12, len(each) // 12, 16, each.shape[1] // 16, 3).mean((1, 3)) for each in frames])
 
 
 def shown_crop(path: Path) -> list[str]:
-    """How the other program says that a file is to be cropped: left/right/top/bottom."""
+    """Return the crop that the other program reads from a file:
+    left/right/top/bottom."""
     done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, check=False)
     return re.findall(r"Frame Cropping: (\S+)", done.stderr.decode())
 
 
 def with_clean_aperture(path: Path, shown: tuple[int, int], left: int, top: int, size: tuple[int, int]) -> Path:
-    """Put a ``clap`` box into the only video track of a QuickTime file whose index lies behind its frames."""
+    """Put a ``clap`` box into the only video track of a QuickTime file whose index
+    follows its frames."""
     content = bytearray(path.read_bytes())
     across, down = (2 * left + shown[0] - size[0], 2), (2 * top + shown[1] - size[1], 2)
     box = pack(">I4s8i", 40, b"clap", shown[0], 1, shown[1], 1, *across, *down)
@@ -53,7 +57,7 @@ def with_clean_aperture(path: Path, shown: tuple[int, int], left: int, top: int,
     return path
 
 
-# What the container cuts off
+# Cropping by the container
 
 
 def test_a_clean_aperture_is_what_is_enlarged(cases: Path, tmp_path: Path, doubled: Callable[..., list[str]]) -> None:
@@ -99,7 +103,7 @@ def test_transparency_is_cropped_as_the_picture_is(tmp_path: Path, doubled: Call
     same_pictures(before, after)
 
 
-# What changes on the way
+# Changes within a file
 
 
 def test_each_frame_is_read_in_its_own_range(cases: Path, tmp_path: Path, doubled: Callable[..., list[str]]) -> None:
@@ -226,7 +230,7 @@ def changing(path: Path, sizes: list[tuple[int, int]]) -> Path:
     return path
 
 
-# Transparency that cannot be read
+# Unreadable transparency
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".h265"])

@@ -1,4 +1,5 @@
-"""Where results and logs go, through the command: pipes, devices, links, archives that set traps."""
+"""Destinations of results and logs, through the command: pipes, devices, links,
+malicious archives."""
 
 import json
 import os
@@ -42,7 +43,7 @@ def upscale(*arguments: object) -> int:
     return main(["upscale", *map(str, arguments), "--res", "2x", "-q"])
 
 
-# Archives that set traps
+# Malicious archives
 
 
 @pytest.mark.parametrize("options", [[], ["-y"], ["--no-resume"]], ids=" ".join)

@@ -1,4 +1,5 @@
-"""`upscale --preview`: a page of lanczos against the result with what the whole job will cost, and single frames."""
+"""`upscale --preview`: a page that compares the result with lanczos and predicts the
+cost of the whole job, and single frames."""
 
 import json
 import re

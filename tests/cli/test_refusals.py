@@ -1,4 +1,5 @@
-"""What is no video, too large or impossible is refused in one line that says what to do, before it costs anything."""
+"""Inputs that are not video, too large or impossible are refused early, with a one-line
+message that says what to do."""
 
 import errno
 import json
@@ -26,7 +27,7 @@ def y4m(width: int, height: int, frames: int) -> bytes:
 
 
 def gif(width: int, height: int, frames: int) -> bytes:
-    """Frames of one pixel on a large screen."""
+    """A GIF with one-pixel frames on a large screen."""
     head = b"GIF89a" + pack("<HHBBB", width, height, 0xF0, 0, 0) + b"\0\0\0\xff\xff\xff"
     frame = b"\x21\xf9\x04\0\x01\0\0\0\x2c" + pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02D\x01\0"
     return head + frame * frames + b";"
@@ -110,7 +111,7 @@ def test_a_place_without_room_for_files_is_named(
     assert "cannot write in /proc: files cannot be created there; choose another location" in capsys.readouterr().err
 
 
-# What a header may claim
+# False claims in headers
 
 
 def test_many_large_frames_are_looked_at_within_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

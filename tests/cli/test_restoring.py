@@ -1,4 +1,5 @@
-"""Old footage through the command: what is measured is said once, and changes times and pixels exactly."""
+"""Old footage through the command: measurements are reported once, and change times and
+pixels exactly."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def decoded(path: Path) -> list[np.ndarray]:
 
 
 def run(source: Path, output: Path, *options: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    """Run the real command with the built-in model's weights left out of the picture; gives its JSON."""
+    """Run the real command without the effect of the built-in model's weights; return
+    its JSON."""
     given = ["--strength", "0", "--guard", "off", "--codec", "ffv1", "--threads", "1", "-y", "-q", "--json"]
     assert main(["upscale", str(source), "-o", str(output), *given, *options]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -178,7 +180,7 @@ def test_fields_and_the_same_size_go_together(tmp_path: Path, capsys: pytest.Cap
     assert np.abs(np.diff(clean, 2, axis=1)).mean() < 0.6 * np.abs(np.diff(combed, 2, axis=1)).mean()
 
 
-# The shape of pixels
+# Pixel aspect ratio
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the commands print as JSON keeps the schemas that docs/schemas publishes."""
+"""JSON printed by the commands conforms to the schemas published in docs/schemas."""
 
 import json
 from pathlib import Path

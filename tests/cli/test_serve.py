@@ -1,4 +1,5 @@
-"""`--serve`: a running job in a browser, by plain HTTP and in headless Chromium; who else asks is refused."""
+"""`--serve`: a running job in a browser, by plain HTTP and in headless Chromium; other
+clients are refused."""
 
 import http.client
 import io
@@ -32,11 +33,11 @@ from ultraflash_cli.main import main
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FRAMES, GATE_AT = 40, 20
 PATIENCE_S = 120
-"""Only a failure takes as long."""
+"""Timeout, reached only on failure."""
 
 
 class Gate(threading.Event):
-    """Holds the model until a viewer has seen what it wanted to see while the job runs."""
+    """Pauses the model until a viewer has made its checks while the job runs."""
 
     def builder(self) -> Callable[[Prepared], Any]:
         gate = self
@@ -73,7 +74,7 @@ class Viewer:
         return self
 
     def follow(self) -> Iterator[dict[str, Any]]:
-        """Give every state that is told, from one connection."""
+        """Yield every state sent over one connection."""
         with self.ask("/events") as answer:
             yield from map(json.loads, answer)
 
@@ -81,7 +82,7 @@ class Viewer:
 def run_served(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], watch: Callable[["Queue[str]"], None], *, at: str = "0"
 ) -> int:
-    """Run a command with --serve while `watch` looks at it in a thread of its own."""
+    """Run a command with --serve while `watch` observes it in a separate thread."""
     urls: Queue[str] = Queue()
     shown = Console.on_event
 

@@ -55,7 +55,8 @@ def test_the_container_that_keeps_the_sound_is_chosen_and_named(run: Runner, cas
 
 
 def loudness(path: Path, rate: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """The first sound track on the clock of the first picture, as another program plays it."""
+    """Return the first audio track relative to the first frame, as another program
+    plays it."""
     raw = path.with_suffix(".f32")
     ffmpeg("-i", str(path), "-map", "0:a:0", "-ac", "1", "-ar", str(rate), "-c:a", "pcm_f32le", "-f", "f32le", str(raw))
     return np.fromfile(raw, np.float32)
@@ -115,7 +116,7 @@ def test_a_gap_in_converted_sound_stays_a_gap(run: Runner, tmp_path: Path) -> No
 
 
 def heard_in(path: Path) -> list[bool]:
-    """For each hundredth of a second whether anything is heard."""
+    """Return for each hundredth of a second whether there is sound."""
     heard = np.zeros(8000, np.float32)
     with av.open(str(path)) as container:
         for frame in container.decode(container.streams.audio[0]):

@@ -1,4 +1,5 @@
-"""Names, streams and terminals as people have them: not UTF-8, closed, full, narrow, steered by escapes."""
+"""Unusual names, streams and terminals: not UTF-8, closed, full, narrow, containing
+escape sequences."""
 
 import errno
 import io

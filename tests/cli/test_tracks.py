@@ -1,4 +1,5 @@
-"""What lies beside the picture, through the command: compared with its source by another program."""
+"""Tracks other than the video, through the command: compared with the source by another
+program."""
 
 from pathlib import Path
 

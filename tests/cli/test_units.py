@@ -1,4 +1,5 @@
-"""`plan`, `worker` and `join` as commands: what they print, how they end; three make what one makes."""
+"""`plan`, `worker` and `join` as commands: their output and exit codes; three commands
+produce the same result as one."""
 
 import json
 from pathlib import Path
@@ -31,7 +32,7 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "cluster.j
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> list[dict[str, Any]]:
-    """Run a command that is expected to end with this code, and return what it prints as JSON."""
+    """Run a command that must exit with this code, and return its JSON output."""
     ended = main([str(each) for each in arguments])
     shown = capsys.readouterr()
     assert ended == code, shown.err
@@ -77,7 +78,7 @@ def test_generated_clips_are_units_likewise(tmp_path: Path, capsys: pytest.Captu
 
 
 class Failing(Doubler):
-    """Cannot do anything."""
+    """A model that always fails."""
 
     def init_state(self, *, seed: int, first_frame: int) -> Any:
         raise ValueError("it cannot be")

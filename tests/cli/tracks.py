@@ -25,7 +25,7 @@ X264 = "-c:v libx264 -preset ultrafast"
 
 @dataclass(frozen=True)
 class Ran:
-    """How one command went."""
+    """The outcome of one command."""
 
     code: int
     output: Path
@@ -41,7 +41,7 @@ class Runner:
         self._capsys = capsys
 
     def __call__(self, source: Path, output: str = "", *more: str) -> Ran:
-        """Upscale ``source`` into a name, or into a folder where that is empty."""
+        """Upscale ``source`` to a name, or into a folder if the name is empty."""
         target = self._folder / (output or "out")
         target.mkdir(exist_ok=True) if not output else None
         command = ["upscale", source, "-o", target, "--res", "2x", *QUICK, "--json", "-q", *more]
@@ -71,7 +71,8 @@ def make(path: Path, arguments: str) -> Path:
 
 
 def samples(path: Path, number: int = 0) -> str:
-    """A hash of all samples of a sound track, decoded by the independent reader."""
+    """Return a hash of all samples of an audio track, decoded by the independent
+    reader."""
     return ffmpeg("-i", str(path), "-map", f"0:a:{number}", "-c:a", "pcm_s32le", "-f", "hash", "-hash", "md5", "-")
 
 

@@ -1,4 +1,5 @@
-"""Every streaming stage at a tiny size, ready for the contract suite; a new one joins by one entry."""
+"""Every streaming stage at a tiny size, for the contract suite; a new stage needs one
+entry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ AHEAD = replace(TINY, name="ahead", decoder=PLAIN_DECODER, alignment=Alignment(p
 """An encoder that runs three frames ahead of the decoder."""
 
 READING_DECODER = replace(PLAIN_DECODER, reads_low_frames=True)
-"""One that is given low-resolution frames, too."""
+"""A decoder that also reads low-resolution frames."""
 
 TINY_VAE = WanVaeConfig(width=4, blocks=1, latent_channels=4, mean=(0.0,) * 4, std=(1.0,) * 4)
 WITH_VAE = replace(
@@ -76,11 +77,11 @@ WITH_VAE = replace(
     decoder=PLAIN_DECODER,
     alignment=Alignment(copy_front=False),
 )
-"""The full autoencoder's encoder in the small one's place."""
+"""A model with the full autoencoder's encoder instead of the small one."""
 
 
 def randomise(network: torch.nn.Module, seed: int = 3) -> None:
-    """Give every parameter a value of its own: a network of zeros hides mistakes."""
+    """Set every parameter to random values: a network of zeros hides mistakes."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         fan_in = max(1, parameter[0].numel() if parameter.ndim > 1 else 1)
@@ -119,21 +120,21 @@ def pixel_cascade(profile: Profile = PIXELS, *, scale: int = 2) -> Cascade:
 
 @dataclass(frozen=True)
 class StageCase:
-    """A stage, how long a clip to feed it, and how its inputs are cut."""
+    """A stage, the length of the clip to feed it, and the way to split its inputs."""
 
     name: str
     build: Callable[[], Any]
     size: dict[str, int]
     clip: Callable[[torch.Generator], Any]
-    """The whole clip."""
+    """Function that returns the whole clip."""
     frames: int
-    """Units that a clip is split in."""
+    """Number of units that a clip can be split into."""
     cut: Callable[[Any, int, int], Any]
-    """Units a..b of a clip."""
+    """Function that returns units a..b of a clip."""
     out_time: Callable[[int], int]
-    """Output frames that depend on nothing but the first n units."""
+    """Number of output frames that depend only on the first n units."""
     group_out: int = 1
-    """Output frames that are computed together with the first unit."""
+    """Number of output frames that are computed together with the first unit."""
     joins: bool = False
     """Whether a step takes several groups at once."""
 
@@ -156,7 +157,8 @@ def _plain_decoder() -> Any:
 
 
 def _reading_clip(generator: torch.Generator) -> DecoderInputs:
-    """Latents, and the frames of each as channels, at half the size of the result."""
+    """Return latents, and the frames of each as channels, at half the size of the
+    result."""
     latents = torch.randn((1, 4, 4, 4, 4), generator=generator)
     return DecoderInputs(latents, torch.rand((1, 12, 4, 16, 16), generator=generator))
 
@@ -192,7 +194,8 @@ def _sampler(config: GeneratorConfig) -> Sampler:
 
 
 def _generator_cut(clip: Tensor, a: int, b: int) -> GeneratorInputs:
-    """The clip's channels are those of the noise, then those of each draw."""
+    """Split a clip whose channels are those of the noise, followed by those of each
+    draw."""
     noise, draws = clip[:, :4, a:b], clip[:, 4:, a:b]
     return GeneratorInputs(noise, draws.unflatten(1, (draws.shape[1] // 4, 4)))
 
@@ -437,4 +440,4 @@ CASES = (
         group_out=5,
     ),
 )
-"""The stages that exist."""
+"""All stages."""

@@ -1,4 +1,5 @@
-"""The page of `make cascade`: every part of a model beside what is left without it, at tiny sizes."""
+"""The page of `make cascade`: results with and without each part of a model, at tiny
+sizes."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The contract of a streaming stage, held by every stage there is."""
+"""The contract of a streaming stage, which every stage must fulfil."""
 
 from itertools import accumulate, pairwise
 from typing import Any
@@ -48,7 +48,7 @@ def start(case: StageCase, stage: Any) -> Regrouped[Any]:
 
 
 def group_borders(case: StageCase, stage: Any, clip: Any) -> list[int]:
-    """Return where groups end, the clip's end excluded."""
+    """Return the ends of the groups, except the end of the clip."""
     borders, state = [0], stage.init_state(batch=1, **case.size)
     while (end := borders[-1] + stage.group_size(state)) < case.frames:
         state, _ = stage.step(state, case.cut(clip, borders[-1], end))
@@ -132,7 +132,8 @@ def test_an_empty_clip_gives_nothing(case: StageCase) -> None:
 
 @each_stage
 def test_memory_is_used(case: StageCase) -> None:
-    """Clips that differ in their first unit differ behind its group too: a stage without memory would pass the rest."""
+    """Clips that differ in their first unit also differ after its group; a stage
+    without memory would pass all other tests."""
     stage, clip = case.build(), clip_of(case)
     plain = run(case, stage, clip, [])
     for tensor in tensors_of(clip):

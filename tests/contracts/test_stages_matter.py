@@ -1,4 +1,5 @@
-"""Every stage of a shipped model changes what people see; one that could be put out is found."""
+"""Every stage of a shipped model has a visible effect; a stage that could be removed is
+detected."""
 
 from typing import Any
 
@@ -36,7 +37,7 @@ def test_every_stage_that_refines_with_lite_matters() -> None:
 
 
 class Stage:
-    """Adds something to what it is given."""
+    """A stage that adds a constant to its input."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight

@@ -1,4 +1,5 @@
-"""docs/llms.txt: what each page of the site is about, for programs that read documentation."""
+"""docs/llms.txt: a description of each page of the site, for programs that read
+documentation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ ABOUT = {
     "reference/cascade.md": "what the published models compute",
     "training.md": "material, recipes, export",
 }
-"""What each page is about."""
+"""Description of each page."""
 _HEAD = """\
 # ultraflash
 

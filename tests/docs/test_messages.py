@@ -1,4 +1,4 @@
-"""The page of troubles quotes messages that the program has."""
+"""The troubleshooting page quotes messages that exist in the program."""
 
 import ast
 import re
@@ -10,7 +10,8 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 LEAST_SHARE = 0.35
-"""How much of a quoted message a template's own words must be; the rest are names and numbers."""
+"""Minimum share of a quoted message that a template's fixed text must make up; the rest
+is names and numbers."""
 
 
 def quoted() -> list[str]:
@@ -20,7 +21,8 @@ def quoted() -> list[str]:
 
 @cache
 def templates() -> tuple[tuple[re.Pattern[str], int], ...]:
-    """Every string of the program as an expression whose gaps match anything, and the length of its own words."""
+    """Return every string of the program as a regular expression whose gaps match
+    anything, and the length of its fixed text."""
     root = PAGE.parents[1] / "ultraflash_cli"
     found = [text for path in sorted(root.rglob("*.py")) for text in strings(ast.parse(path.read_text("utf-8")))]
     return tuple((re.compile(".*".join(map(re.escape, text))), sum(map(len, text))) for text in found)

@@ -1,4 +1,4 @@
-"""Notebooks: their cells run one after another, and are stored without results."""
+"""Notebooks: their cells run in order, and are stored without outputs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The scripts of docs/cluster.md under stand-ins of their schedulers: the commands that they run make the outputs."""
+"""The scripts of docs/cluster.md, run with stand-ins for their schedulers: the commands
+produce the outputs."""
 
 import os
 import re
@@ -16,9 +17,10 @@ from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 
 STAND_INS = {
-    # Notes what would be run here.
+    # Records the commands instead of running them.
     "ultraflash": """printf '%q ' "$@" >> "$NOTES"; echo >> "$NOTES" """,
-    # Runs all tasks of an array at once, as Slurm tells them who they are.
+    # Runs all tasks of an array at once, with the environment variables that Slurm
+    # sets.
     "sbatch": r"""
         while [ $# -gt 0 ]; do
             case "$1" in
@@ -45,7 +47,8 @@ STAND_INS = {
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two films, a model without a network, and stand-ins of the programs."""
+    """A folder with two films, a model without a network, and stand-ins for the
+    programs."""
     monkeypatch.setattr(Models, "upscaler", staticmethod(builder()))
     for name in ("films/a.mkv", "films/b.mkv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -62,7 +65,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def blocks(repository: Path, heading: str) -> list[str]:
-    """The blocks of code under a heading."""
+    """Return the code blocks under a heading."""
     page = (repository / "docs" / "cluster.md").read_text(encoding="utf-8")
     section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
     return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)

@@ -1,4 +1,5 @@
-"""Every block of shell in the documentation: bash reads it, its commands and options exist, and the guides' run."""
+"""Every shell block in the documentation: bash can parse it, its commands and options
+exist, and those of the guides run."""
 
 import re
 import shlex
@@ -20,12 +21,12 @@ from ultraflash_cli.settings import Settings
 ROOT = Path(__file__).parents[2]
 PAGES = ("*.md", "docs/**/*.md", "demo/*.md", "kernels/**/*.md")
 NOT_SHELL = {"docs/cli.md"}
-"""Pages whose blocks are text: the help itself."""
+"""Pages whose blocks are plain text, such as the help."""
 PROGRAMS = {
     "ultraflash", "make", "pip", "pipx", "uv", "python", "python3", "ffmpeg", "docker", "mpv", "vspipe", "nice", "man",
     "apt-get", "for", "benchmarks/run_gpu.sh", "torchrun",
 }  # fmt: skip
-"""What the first word of a line may be in a block of shell."""
+"""Allowed first words of a line in a shell block."""
 RUN = {"upscale", "explain", "clean"}
 """Commands of the guides that are run; others measure the machine first, or take a minute even to plan."""
 RUN_PAGES = ("docs/guides/archive.md", "docs/guides/first-clip.md")
@@ -40,7 +41,7 @@ class Block:
     """As typed: without the marks of a prompt."""
 
     def lines(self) -> list[str]:
-        """Its commands, those over several lines as one."""
+        """Return the commands, joining those that span several lines."""
         return [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -65,7 +66,8 @@ BLOCKS = shell_blocks()
 
 
 def commands_of(line: str) -> Iterator[list[str]]:
-    """Yield the words of each command of a line; what is redirected or assigned is left out."""
+    """Yield the words of each command of a line, without redirections and
+    assignments."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
     lexer.whitespace_split = True
     words: list[str] = []
@@ -95,7 +97,7 @@ def ultraflash_commands(block: Block) -> Iterator[list[str]]:
 
 
 def parse(arguments: list[str]) -> None:
-    """Let the program's own parser read a command; raise its error."""
+    """Parse a command with the program's own parser; raise its error."""
     command: Any = typer.main.get_command(app)
     context = command.context_class(command, info_name="ultraflash", obj=Console(Settings()))
     words = list(arguments)
@@ -187,6 +189,6 @@ def test_the_commands_of_a_guide_run(page: str, desk: Path) -> None:
             if words[0] == "upscale":
                 words += [] if "--res" in words else ["--res", "2x"]
                 words += [*QUICK, *([] if {"-n", "--skip-existing"} & set(words) else ["-y"])]
-            # Made names carry the size, which is a smaller one here.
+            # Generated names contain the size, which is smaller here.
             code = main([word.replace("_1k.", "_2x.") for word in words])
             assert code == 0, f"{line} ended with {code}"

@@ -1,4 +1,5 @@
-"""The documentation as a site: built strictly, its links and pictures there, readable on a phone and on a desk."""
+"""The documentation site: it builds without warnings, its links and pictures exist, and
+it is readable on phones and desktops."""
 
 import os
 import re
@@ -37,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Links(HTMLParser):
-    """Collects what a page points to, and what can be pointed to in it."""
+    """Collects the links of a page and the targets in it."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -78,7 +79,8 @@ def test_no_line_of_a_paragraph_is_taken_for_a_list() -> None:
         text = re.sub(r"```.*?```", lambda block: "\n" * block[0].count("\n"), path.read_text("utf-8"), flags=re.DOTALL)
         lines = text.splitlines()
         for number, (before, line) in enumerate(pairwise(lines), 2):
-            # A number and a period, or a sign, at the start of a line that goes on a sentence.
+            # A number and a period, or a sign, at the start of a line that continues a
+            # sentence.
             if re.match(r"\s*(?:\d+[.)]|[-+]) \S", line) and re.match(r"\s*[A-Za-z`(*\[]", before):
                 item = re.match(r"\s*(?:\*|\d+\.) ", before)
                 in_list = any(re.match(r"\s*\d+\. ", earlier) for earlier in lines[max(number - 9, 0) : number - 1])

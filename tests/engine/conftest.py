@@ -1,4 +1,4 @@
-"""What tests of the engine share."""
+"""Fixtures shared by the engine's tests."""
 
 import pytest
 
@@ -8,5 +8,5 @@ from ultraflash_cli.engine.stages.generator import Generator
 
 @pytest.fixture(scope="module")
 def stage() -> Generator:
-    """A tiny generator whose head is not zero."""
+    """A tiny generator with a nonzero head."""
     return build()

@@ -1,4 +1,4 @@
-"""Tiny generators, and running them."""
+"""Tiny generators and functions to run them."""
 
 from typing import Any
 
@@ -43,11 +43,11 @@ HEIGHT, WIDTH = 4, 6
 
 
 TOKENS = 6
-"""Tokens of a latent frame."""
+"""Tokens per latent frame."""
 
 
 def build(config: GeneratorConfig = TINY, seed: int = 0) -> Generator:
-    """A stage whose head is not zero."""
+    """Build a stage with a nonzero head."""
     torch.manual_seed(seed)
     stage = Generator(config)
     torch.nn.init.normal_(stage.head.head.weight, std=0.2)

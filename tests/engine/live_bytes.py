@@ -1,4 +1,4 @@
-"""Bytes of all tensors that are alive while something computes, counted from outside."""
+"""Counting the bytes of all tensors alive during a computation."""
 
 import weakref
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ __all__ = ["LiveBytes"]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations return, as long as they live; those of ``known`` tensors are left out."""
+    """Counts the storages that operations return for as long as they are alive, except
+    those of ``known`` tensors."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the published model takes in memory, as its plan says."""
+"""The planned memory of the published model."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""What stands in for a GPU's graphs, streams and pinned memory: slow to act, and strict about order."""
+"""Stand-ins for a GPU's graphs, streams and pinned memory, which act late and are
+strict about order."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ __all__ = ["LateRecorder", "LazyCopyEngine", "LoggedStream", "logged_streams"]
 
 @dataclass
 class LateRecorder:
-    """Records by keeping the work; a replay does it from the buffers and leaves the results in the same place."""
+    """Records work as a function; a replay runs it on the buffers and writes the
+    results to the same ones."""
 
     refuses: str = ""
-    """Work is refused whose results hold this name."""
+    """Work with a result of this name is refused."""
     recordings: int = 0
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
@@ -43,7 +45,8 @@ class _LateRecording:
 
 
 class LoggedStream:
-    """Does all work at once, and records the order in which streams worked and waited."""
+    """Runs all work immediately, and records the order in which streams worked and
+    waited."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name = name
@@ -64,13 +67,13 @@ class LoggedStream:
 
 
 def logged_streams() -> tuple[Streams, list[str]]:
-    """Return streams and the log of what happens on them."""
+    """Return streams and the log of their operations."""
     log: list[str] = []
     return Streams(*(LoggedStream(name, log) for name in ("caller", "generate", "refine"))), log
 
 
 class LazyCopyEngine:
-    """Copies nothing until someone waits, like the slowest possible device."""
+    """Copies nothing until a caller waits, like the slowest possible device."""
 
     def __init__(self) -> None:
         self.buffers: list[Tensor] = []

@@ -1,6 +1,6 @@
-"""Whether frames come out at the time they went in: the encoder's pools against the decoder's groups.
-
-The question of reference/cascade.md 6.4. With the published weights it is settled by what they do to a moving clip.
+"""Alignment in time of output and input frames, which depends on the encoder's pools
+and the decoder's groups. This is the question of reference/cascade.md 6.4. With the
+published weights, a moving clip answers it.
 """
 
 from dataclasses import replace
@@ -23,7 +23,8 @@ SHIFTS = range(-4, 5)
 
 
 def moving_clip(frames: int = FRAMES, side: int = 64) -> Tensor:
-    """Return [1, 3, T, side, side] in [0, 1]: a smooth texture that slides two pixels a frame."""
+    """Return [1, 3, T, side, side] in [0, 1]: a smooth texture that moves two pixels
+    per frame."""
     generator = torch.Generator().manual_seed(3)
     coarse = torch.rand((1, 3, side // 8, side // 8), generator=generator)
     texture = torch.nn.functional.interpolate(coarse, size=side, mode="bicubic").clamp(0, 1)
@@ -31,7 +32,8 @@ def moving_clip(frames: int = FRAMES, side: int = 64) -> Tensor:
 
 
 def best_shift(clip_bcthw: Tensor, decoded_bcthw: Tensor) -> int:
-    """Return by how many frames ``decoded`` is late; negative where it is early."""
+    """Return the number of frames by which ``decoded`` is late; negative if it is
+    early."""
     errors: dict[int, float] = {}
     frames = min(clip_bcthw.shape[2], decoded_bcthw.shape[2])
     inside = range(max(SHIFTS), frames + min(SHIFTS))
@@ -42,7 +44,8 @@ def best_shift(clip_bcthw: Tensor, decoded_bcthw: Tensor) -> int:
 
 
 def round_trip(profile: Profile, encoder: Encoder, decoder: Decoder, clip_bcthw: Tensor) -> Tensor:
-    """Encode and decode a clip at its own size the way the cascade of the profile places it in time."""
+    """Encode and decode a clip at its own size, with the alignment of the profile's
+    cascade."""
     _, _, frames, height, width = clip_bcthw.shape
     alignment = profile.alignment
     padded = alignment.pad(clip_bcthw, first=True)

@@ -1,4 +1,5 @@
-"""Which blocks of tokens see which, how tokens become blocks, how they are rotated, what a ring remembers."""
+"""Visibility between blocks of tokens, conversion of tokens to blocks, rotation, and
+the contents of a ring."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Dynamic cache management: what the option says, the gate of the context pass, the score it goes by."""
+"""Dynamic cache management: the option, the gate of the context pass, and its score."""
 
 from collections.abc import Callable
 

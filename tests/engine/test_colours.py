@@ -1,4 +1,5 @@
-"""Colours that follow the source: the means of cells in parallel are those of PyTorch's pooling."""
+"""Colours that follow the source: cell means computed in parallel equal PyTorch's
+pooling."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the generator's network computes."""
+"""The computation of the generator's network."""
 
 from dataclasses import replace
 
@@ -12,7 +12,8 @@ from ultraflash_cli.errors import ConfigError
 
 
 def test_clean_latents_and_the_flow_that_leads_to_them_are_one_thing() -> None:
-    """The same last layer: as a flow it is subtracted, as clean latents it is the answer."""
+    """The output of the same last layer is subtracted as a flow, and is the result as
+    clean latents."""
     flow, clean = build(), build(replace(TINY, prediction="clean"))
     clean.load_state_dict(flow.state_dict())
     x, timestep = clean_latents(3), 600.0

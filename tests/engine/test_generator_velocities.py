@@ -1,4 +1,4 @@
-"""Frames of reference that move as the prompt says."""
+"""Moving frames of reference, whose velocity the prompt selects."""
 
 from dataclasses import replace
 
@@ -22,7 +22,8 @@ def places(config: GeneratorConfig = CONFIG) -> MovingPlaces:
 
 
 def speaking_for(made: MovingPlaces, velocity: int) -> Tensor:
-    """Return a pooled prompt, after making the network choose this velocity for any."""
+    """Return a pooled prompt, after making the network choose this velocity for every
+    prompt."""
     with torch.no_grad():
         torch.nn.init.zeros_(made.choice[2].get_parameter("weight"))
         made.choice[2].get_parameter("bias").copy_(100.0 * torch.eye(2)[velocity])
@@ -33,7 +34,7 @@ def speaking_for(made: MovingPlaces, velocity: int) -> Tensor:
 def test_what_moves_at_the_chosen_velocity_keeps_its_embedding() -> None:
     made = places()
     right = made(speaking_for(made, 0), 3, 0)
-    torch.testing.assert_close(right[:, 2, :, 1:], right[:, 0, :, :-1])  # half a token a frame
+    torch.testing.assert_close(right[:, 2, :, 1:], right[:, 0, :, :-1])  # half a token per frame
     assert not torch.allclose(right[:, 1], right[:, 0], atol=1e-3)
 
     up = made(speaking_for(made, 1), 2, 0)

@@ -1,4 +1,4 @@
-"""What a GPU needs of the code around the kernels, shown without one."""
+"""Requirements of a GPU on the code around the kernels, tested without one."""
 
 import subprocess
 import sys
@@ -83,13 +83,14 @@ def test_queues_hold_two_groups_and_states_of_a_gpu_are_saved_rarely() -> None:
     frame_2k, group = 1440 * 2496 * 3, 24
     assert queue_places(frame_2k) < 2 * group <= queue_places(frame_2k, group_frames=group)
     assert queue_places(1000, group_frames=2) == queue_places(1000)
-    # 7.4 GB of state at 1K: twelve times as rarely as the bytes alone would have it.
+    # 7.4 GB of state at 1K: one twelfth as often as the bytes alone would suggest.
     plain, weighed = segment_length(72, 7_400_000_000), segment_length(72, 12 * 7_400_000_000)
     assert (plain, weighed // plain) == (295, 11)
 
 
 class Clock:
-    """A GPU in seconds: work takes its own time there, and launching it from Python takes ``LAUNCH_S``."""
+    """Simulated time of a GPU: work takes its own time, and launching it from Python
+    takes ``LAUNCH_S``."""
 
     LAUNCH_S = 80e-6
 
@@ -165,7 +166,8 @@ def test_a_small_operation_is_timed_without_what_its_launch_takes(
 
 
 def test_no_product_of_attention_on_hopper_is_narrower_than_64_columns() -> None:
-    """Narrower ones read shared memory they may not (triton issues 10486, 10573, 11366)."""
+    """Narrower ones read shared memory out of bounds (triton issues 10486, 10573,
+    11366)."""
     for width in (8, 16, 32, 64, 96, 128):
         columns = max(16, power_of_two(width))
         assert head_columns((9, 0), width) >= 64 and head_columns((8, 0), width) == columns

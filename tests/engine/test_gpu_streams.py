@@ -1,4 +1,4 @@
-"""The order of work on streams, and pictures being copied."""
+"""The order of work on streams, and of copies of pictures."""
 
 import threading
 
@@ -32,7 +32,7 @@ def test_generating_ahead_changes_no_pixel_and_works_in_order() -> None:
         "refine waits for generate",
         "refine works",
         "refine records 1",
-        "generate works",  # the second group, beside the refinement of the first
+        "generate works",  # the second group, during the refinement of the first
         "caller waits for refine",
     ]
     assert second == [

@@ -1,4 +1,5 @@
-"""Recorded steps give what plain steps give, and step aside where they cannot."""
+"""Recorded steps return the same results as plain steps, which replace them where
+recording is impossible."""
 
 from collections.abc import Generator as Turns
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def upscaled(model: Cascade, frames: Tensor, **options: Any) -> Tensor:
 
 
 def shrunk(profile: Profile) -> Profile:
-    """Groups of two latents: many of them in a short clip, the first ones with a growing memory."""
+    """Return a profile with groups of two latents, so that a short clip has many of
+    them, the first ones with a growing memory."""
     assert profile.sr_dit is not None
     return replace(profile, group_latents=2, sr_dit=replace(profile.sr_dit, group_latents=2))
 

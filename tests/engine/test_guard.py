@@ -1,4 +1,5 @@
-"""The guard: what strays from the source comes back, and nothing else changes."""
+"""The guard: pixels that deviate from the source are corrected, and no others
+change."""
 
 import numpy as np
 import torch

@@ -1,4 +1,5 @@
-"""The engine by its kernels: the numbers that PyTorch gives, nothing read back, which kernels run at full size."""
+"""The engine with its kernels: results equal PyTorch's, nothing is read back, and the
+expected kernels run at full size."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -79,7 +80,8 @@ GENERATOR = GeneratorConfig(
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Take kernels wherever ``auto`` would on a GPU; count the launches by module and function."""
+    """Use kernels wherever ``auto`` would on a GPU; count the launches by module and
+    function."""
     counts: Counter[str] = Counter()
 
     def counted(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,7 +100,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def refined(stage: SrDit, *, frames: int = 10) -> Tensor:
-    """Groups of four frames, the last one shorter."""
+    """Refine groups of four frames, the last one shorter."""
     draw = torch.Generator().manual_seed(5)
     inputs = SrDitInputs(*(torch.randn(1, 4, frames, 6, 6, generator=draw) for _ in range(2)))
     context = torch.randn(1, 2, SR.text_dim, generator=draw)
@@ -106,7 +108,7 @@ def refined(stage: SrDit, *, frames: int = 10) -> Tensor:
 
 
 def generated(stage: Generator) -> Tensor:
-    """Four chunks, more than the window holds."""
+    """Generate four chunks, more than the window holds."""
     draw = torch.Generator().manual_seed(6)
     inputs = GeneratorInputs(torch.randn(1, 4, 8, 4, 6, generator=draw), torch.randn(1, 1, 4, 8, 4, 6, generator=draw))
     sampler = Sampler(stage)
@@ -119,7 +121,7 @@ def built(network: Any) -> Any:
 
 
 def off(found: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over the norm of what is expected."""
+    """Return the norm of the difference relative to the norm of the expected tensor."""
     return float((found - expected).norm() / expected.norm())
 
 
@@ -226,11 +228,12 @@ def test_a_generator_in_8_bits_stays_near() -> None:
     assert 0 < off(generated(stage), exact) < 0.1
 
 
-# At full size, on a device that holds no numbers and so can give none back
+# At full size, on a device without data, so that nothing can be read back
 
 
 class Operations(TorchDispatchMode):
-    """Counts our operations; refuses those that tensors of both sides meet in, as a GPU would have to be waited for."""
+    """Counts our operations; refuses those that mix tensors of host and device, which
+    would wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +250,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> Operations:
-    """Take kernels for tensors without storage, which refuse to be read back."""
+    """Use kernels for tensors without storage, which cannot be read back."""
     monkeypatch.setattr(dispatch, "prefers_kernels", lambda _device: True)
     monkeypatch.setattr(dispatch, "device_refusal", lambda _device: None)
     return Operations()

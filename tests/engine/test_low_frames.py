@@ -1,4 +1,4 @@
-"""A decoder that is given low-resolution frames, too."""
+"""A decoder that also reads low-resolution frames."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def test_a_frame_reaches_the_features_of_its_own_latent_alone() -> None:
 @pytest.mark.parametrize("profile", [TINY, AHEAD, WITH_VAE], ids=lambda profile: profile.name)
 @pytest.mark.parametrize("scale", [2, 3])
 def test_every_frame_of_a_cascade_gets_the_source_frame_it_is_of(profile: Profile, scale: int) -> None:
-    """A decoder that passes on nothing but what it reads shows the source, enlarged."""
+    """A decoder that only passes on the frames it reads shows the enlarged source."""
     cascade = tiny_cascade(replace(profile, decoder=READING_DECODER), scale=scale)
     decoder = cascade.refiner.decoder  # pyright: ignore[reportAttributeAccessIssue]
     for parameter in decoder.parameters():

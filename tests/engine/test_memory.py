@@ -1,4 +1,5 @@
-"""What a job takes in memory: the numbers, and the formulas beside the code they follow."""
+"""The memory of a job: the numbers, and the formulas compared with the code that they
+describe."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,7 +137,8 @@ def test_refining_in_groups_holds_one_group_beside_the_frames() -> None:
 
 
 def measure(stage: Any, size: tuple[int, int], inputs: Callable[[], Any], rounds: int = 2) -> int:
-    """Bytes that a later step holds at most beyond what lies there between two steps; its result is left out."""
+    """Return the peak bytes of a later step beyond those held between steps, without
+    its result."""
     with torch.inference_mode():
         state, pushed = stage.init_state(batch=1, height=size[0], width=size[1]), inputs()
         network = stage.network if isinstance(stage, Sampler) else stage
@@ -197,7 +199,7 @@ def test_convolutions_take_what_their_formula_says(kind: str, config: Any) -> No
             if config.reads_low_frames:
                 pushed = DecoderInputs(pushed, draw(1, 12, 4, 4 * height, 4 * width))
     measured = measure(to_channels_last(stage).eval(), size, lambda: pushed)
-    # The autoencoder also copies the frames of a group that is filled up.
+    # The autoencoder also copies the frames of a padded group.
     copied = pushed.numel() if kind == "wan_vae" and isinstance(pushed, torch.Tensor) else 0
     assert 0.8 < 4 * (need.working + 2 * need.memories + copied) / measured < 1.5
 

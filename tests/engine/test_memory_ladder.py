@@ -1,4 +1,4 @@
-"""The smaller plans that are found where a job takes too much memory."""
+"""The smaller plans that are chosen if a job needs too much memory."""
 
 from dataclasses import replace
 
@@ -54,7 +54,7 @@ def test_a_step_that_turns_out_not_to_be_needed_is_not_taken() -> None:
     work = replace(published(3, generates=False), text_encoder=None)
     full = plan_memory(work)
     rings = part(full, "SR transformer KV rings")
-    plan = plan_memory(work, budget_bytes=full.total - rings * 19 // 60)  # decoding in pieces alone spares less
+    plan = plan_memory(work, budget_bytes=full.total - rings * 19 // 60)  # decoding in pieces alone saves less
     assert plan.settings.kv_len == 2 and plan.settings.decode_latents is None
 
 

@@ -1,4 +1,5 @@
-"""The small prompt encoder: words to ids to embeddings, behind the interface of the large one."""
+"""The small prompt encoder: words to ids to embeddings, with the interface of the large
+one."""
 
 import re
 from dataclasses import replace

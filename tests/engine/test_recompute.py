@@ -76,7 +76,7 @@ def test_groups_without_gradients_are_seen_and_teach_nothing() -> None:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
-    """The same attention as one masked softmax over all tokens."""
+    """Return the same attention computed as one masked softmax over all tokens."""
     attended = sparse_causal_attention(q.detach(), k.detach(), v.detach(), layout, cache)
     k_all, v_all = cache.join(k, v)
     mask = attended.mask.repeat_interleave(q.shape[3], 2).repeat_interleave(q.shape[3], 3)
@@ -87,7 +87,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cach
 
 
 def layout_of(kind: str, grid: BlockGrid, remembered: int) -> SparseLayout:
-    """One temporal block of a group after another that is remembered."""
+    """Return the layout of one temporal block of a group after a cached one."""
     budget = 2 if kind == "sparse" else 2**31 - 1
     return SparseLayout.of(
         grid,
@@ -102,7 +102,8 @@ def layout_of(kind: str, grid: BlockGrid, remembered: int) -> SparseLayout:
 
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
 def test_attention_has_the_gradients_of_one_masked_softmax_in_float64(kind: str) -> None:
-    """Heads of 128 in blocks of 128 tokens, as published; keys of the group before, too."""
+    """Heads of 128 in blocks of 128 tokens, as published; also with the keys of the
+    previous group."""
     grid = BlockGrid(2, 8, 32, (2, 8, 8))
     rng = generator_of("attention")
     leaves = [torch.randn(1, 2, 4, 128, 128, generator=rng, dtype=torch.float64).requires_grad_() for _ in range(5)]
@@ -120,8 +121,9 @@ def test_attention_has_the_gradients_of_one_masked_softmax_in_float64(kind: str)
 def plain_layer(
     block: DitBlock, x: Tensor, time: Tensor, turns: Tensor, mask: Tensor, context: Tensor, k_old: Tensor, v_old: Tensor
 ) -> Tensor:
-    """A layer as its formulas have it, tokens in a row: ``x [tokens, width]``, rotations
-    ``turns [tokens, d / 2]``, keys and values before them ``[heads, tokens, d]``."""
+    """Compute a layer by its formulas, with tokens in a row: ``x [tokens, width]``,
+    rotations ``turns [tokens, d / 2]``, keys and values before them ``[heads, tokens,
+    d]``."""
     attn, cross = block.self_attn, block.cross_attn
     vectors = (block.modulation + time)[0]
 
@@ -156,8 +158,8 @@ def plain_layer(
 
 
 def test_a_layer_of_the_published_width_is_its_formulas_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1536 wide, 12 heads, two blocks of 128 tokens and two of the group before, some left out: the result, and the
-    gradients of everything."""
+    """1536 wide, 12 heads, two blocks of 128 tokens and two of the previous group, some
+    not selected: the result, and all gradients."""
     assert ULTRAFLASH.sr_dit is not None
     config = replace(ULTRAFLASH.sr_dit, num_layers=1, text_dim=8, text_len=4)
     made = network(config).double()

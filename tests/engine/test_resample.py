@@ -1,4 +1,4 @@
-"""The fixed filter under every residual."""
+"""The fixed filter to which every residual is added."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""When things happen in a stream: groups, chunks, lengths, noise."""
+"""The schedule of a stream: groups, chunks, lengths, noise."""
 
 import math
 

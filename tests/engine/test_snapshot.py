@@ -1,4 +1,4 @@
-"""States that travel to the host beside what is computed next."""
+"""States that are copied to the host during later computations."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ultraflash_cli.jobs.resume.journal import Journal
 
 
 class Gpu(LazyCopyEngine):
-    """A device whose copies are made as late as can be."""
+    """A device whose copies are made as late as possible."""
 
     def __init__(self, free_bytes: int) -> None:
         super().__init__()

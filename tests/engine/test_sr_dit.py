@@ -1,4 +1,5 @@
-"""The SR transformer as a stage: groups, caches, context, precision; and the rules of its sparsity."""
+"""The SR transformer as a stage: groups, caches, context, precision; and its sparsity
+rules."""
 
 import dataclasses
 import json
@@ -40,7 +41,7 @@ HEIGHT, WIDTH = 6, 10
 
 
 def build(config: SrDitConfig = TINY, seed: int = 0) -> SrDit:
-    """A stage whose head is not zero."""
+    """Build a stage with a nonzero head."""
     torch.manual_seed(seed)
     stage = SrDit(config)
     torch.nn.init.normal_(stage.head.head.weight, std=0.2)

@@ -1,4 +1,5 @@
-"""The text encoder: published names, precisions, prompts beside each other, tokenizers without a network."""
+"""The text encoder: published names, precisions, batches of prompts, tokenizers without
+a network connection."""
 
 import io
 import json
@@ -47,7 +48,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def pieces() -> bytes:
-    """A vocabulary of the kind that umt5 has: unigram pieces, bytes for the rest, pad 0, end 1, unknown 2."""
+    """Return a vocabulary like that of umt5: unigram pieces, bytes for the rest, pad 0,
+    end 1, unknown 2."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["A corgi runs on the beach at sunset", "waves and wind on a beach"] * 9),

@@ -1,4 +1,5 @@
-"""Prompts to frames: counts, seeds, saved states, memory-saving ways that change nothing."""
+"""Prompts to frames: counts, seeds, saved states, memory-saving settings that change
+nothing."""
 
 from dataclasses import replace
 from typing import Any

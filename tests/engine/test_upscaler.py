@@ -80,7 +80,7 @@ def test_the_mean_colour_follows_the_input() -> None:
 
 
 def test_red_stays_red() -> None:
-    """Two colours swapped on the way would pass every test on grey."""
+    """Swapped colours would pass every test on grey."""
     frames = [np.full((24, 40, 3), (255, 0, 0), np.uint8)] * 5
     red, green, blue = np.stack(run(upscaler(strength=0.1), frames)).mean((0, 1, 2))
     assert red > 200 and green < 60 and blue < 60
@@ -105,7 +105,8 @@ def test_noise_depends_on_the_seed_and_on_the_scene_s_place() -> None:
 
 
 def test_there_is_no_seam_at_a_group_border() -> None:
-    """A still clip through a network whose memory is lost at group borders would jump there."""
+    """With a network whose memory is lost at group borders, a still clip would jump
+    there."""
     still = pictures(1) * 21
     out = np.stack(run(upscaler(enlarges_frames=True), still)).astype(float)
     steps = np.abs(np.diff(out, axis=0)).mean((1, 2, 3))

@@ -1,4 +1,5 @@
-"""The Wan VAE: published names, the order of frames, what the first frame is to those behind it."""
+"""The Wan VAE: published names, the order of frames, the effect of the first frame on
+later ones."""
 
 import dataclasses
 import json
@@ -79,7 +80,8 @@ def test_later_latents_decode_at_once_as_they_do_one_by_one() -> None:
 
 
 def test_the_first_latent_reaches_the_rest_through_convolutions_but_not_through_time_growth() -> None:
-    """With every 3x3x3 kernel blind to the past, only time growth remembers; for it the first latent never was."""
+    """With the past removed from every 3x3x3 kernel, only time growth has memory, and
+    it ignores the first latent."""
     _, decoder = vae()
     for name, weight in decoder.named_parameters():
         if name.endswith("weight") and tuple(weight.shape[2:]) == (3, 3, 3):
@@ -109,7 +111,7 @@ def test_latents_leave_normalised_and_are_taken_back() -> None:
 def test_half_precision_stays_close(dtype: torch.dtype, tolerance: float) -> None:
     encoder, decoder = vae()
     clip = clip_of(5)
-    clip[:, :, :, :8] = 0.5  # grey is 0 inside: a norm of nothing must not become NaN
+    clip[:, :, :, :8] = 0.5  # grey is 0 inside: a norm of zeros must not become NaN
     latents = encoder.step(encoder.init_state(batch=1, height=16, width=16), clip)[1]
     frames = decode(decoder, latents)
     encoder, decoder = encoder.to(dtype), decoder.to(dtype)

@@ -1,4 +1,5 @@
-"""The ring of keys and values: what it holds when it is full, and in which order it takes chunks."""
+"""The ring of keys and values: its contents when full, and the order in which it
+accepts chunks."""
 
 import pytest
 import torch

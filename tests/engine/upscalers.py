@@ -1,4 +1,4 @@
-"""Tiny upscalers, and running them."""
+"""Tiny upscalers and functions to run them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Tiny text-to-video cascades, and running them."""
+"""Tiny text-to-video cascades and functions to run them."""
 
 from typing import Any
 

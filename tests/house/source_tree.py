@@ -1,4 +1,5 @@
-"""The product's modules, which room each stands in, and what each imports, read from the source alone."""
+"""The product's modules, their packages and their imports, read from the source
+alone."""
 
 import ast
 from collections.abc import Iterator
@@ -23,16 +24,18 @@ class Module:
 
     @property
     def is_test(self) -> bool:
-        """Whether the file is left out of the wheel."""
+        """Whether the file is not part of the wheel."""
         return self.path.name.startswith("test_") or self.path.name == "conftest.py"
 
     @property
     def room(self) -> str:
-        """The room of DESIGN.md: a subpackage, a lone module of the package, or ``ultraflash_kernels``."""
+        """The package it belongs to: a subpackage, a single module at the top level, or
+        ``ultraflash_kernels``."""
         return room_of(self.name)
 
     def imports(self) -> Iterator[tuple[int, str]]:
-        """Line and dotted target of every import, those inside functions and type-checking blocks too."""
+        """Line and dotted target of every import, including those inside functions and
+        type-checking blocks."""
         package = self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
@@ -56,7 +59,8 @@ class Module:
 
 
 def room_of(name: str) -> str:
-    """Return the room that a dotted name of the product belongs to; empty for the bare package."""
+    """Return the package that a dotted name of the product belongs to; empty for the
+    top-level package."""
     parts = name.split(".")
     if parts[0] == "ultraflash_kernels":
         return parts[0]

@@ -1,4 +1,4 @@
-"""What the project has agreed on: lengths, lazy imports, promised options, exit codes."""
+"""Conventions of the project: lengths, lazy imports, promised options, exit codes."""
 
 import ast
 import re
@@ -12,11 +12,12 @@ from tests.cli.reference import exit_codes, reference
 from ultraflash_cli.main import app
 
 LONGEST_COMMAND = 430
-"""Lines of a module in commands/; most are far shorter."""
+"""Maximum lines of a module in commands/; most are far shorter."""
 LONGEST_FILE = 450
 
 LAZY_ROOMS = {"bench", "commands", "jobs", "models"}
-"""Rooms that import heavy libraries, and rooms that do, inside functions."""
+"""Packages that import heavy libraries, or packages that do so, only inside
+functions."""
 LAZY_FILES = {
     "api.py": "`import ultraflash_cli` imports no torch",
     "frame_forms.py": "`import ultraflash_cli` imports no torch",
@@ -68,7 +69,7 @@ def product(repository: Path) -> list[Path]:
 
 
 def help_of(command: str) -> str:
-    """The section of the reference about a command."""
+    """Return the section of the reference about a command."""
     return reference().split(f"## `ultraflash {command}`\n", 1)[1].split("\n## ", 1)[0]
 
 

@@ -1,4 +1,4 @@
-"""The demonstration has what it needs before anybody waits for it."""
+"""The demo checks its requirements before it starts the work."""
 
 from pathlib import Path
 

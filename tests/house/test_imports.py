@@ -1,4 +1,5 @@
-"""Imports point down, rooms on one level do not know each other, and heavy libraries stay where they belong."""
+"""Imports point down, packages on one level do not import each other, and heavy
+libraries are only used where allowed."""
 
 import ast
 import importlib
@@ -25,7 +26,7 @@ LEVELS = (
     {"__main__"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-MAY_LOOK_AT_ANY_LIBRARY = {"ultraflash_cli.jobs.doctor"}  # doctor asks whether it can be imported at all
+MAY_LOOK_AT_ANY_LIBRARY = {"ultraflash_cli.jobs.doctor"}  # doctor checks whether it can be imported
 OURS = ("ultraflash_cli", "ultraflash_kernels")
 
 
@@ -48,7 +49,8 @@ def forbidden_imports(module: Module) -> list[str]:
 
 
 def sees_beside(room: str, other: str) -> bool:
-    """Whether two rooms of one level may meet: options and the console are one counter."""
+    """Return whether two packages of one level may import each other: options and the
+    console belong together."""
     return {room, other} == {"console", "options"}
 
 
@@ -139,5 +141,5 @@ def test_public_names_exist_and_modules_open_with_a_line(module: Module) -> None
 
 
 def is_triton_source(path: Path) -> bool:
-    """Whether a module needs Triton to be imported at all."""
+    """Return whether importing a module requires Triton."""
     return path.name == "kernel.py"

@@ -1,4 +1,4 @@
-"""Numbers in the documents are those of the stored measurements."""
+"""Numbers in the documentation match the stored measurements."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The repository keeps its own promises: README, Makefile, licence and files that travel."""
+"""The repository is consistent: README, Makefile, licence and tracked files."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ MAX_FILE_BYTES = 12 * 2**20
 
 @pytest.fixture(scope="module")
 def project_files(repository: Path) -> list[Path]:
-    """Every file that a clone would hold: tracked, or new and not ignored."""
+    """Return every file that a clone would contain: tracked, or new and not ignored."""
     if not shutil.which("git") or not (repository / ".git").exists():
         pytest.skip("not a git checkout")
     listing = subprocess.run(
@@ -27,7 +27,7 @@ def project_files(repository: Path) -> list[Path]:
 
 
 def make_targets(repository: Path) -> set[str]:
-    """The names that `make` answers to."""
+    """Return the targets of the Makefile."""
     return set(re.findall(r"^([a-z][a-z-]*):", (repository / "Makefile").read_text(), re.MULTILINE))
 
 

@@ -1,4 +1,5 @@
-"""The rooms of `jobs` and `models`: imports point down, planning needs no torch, work is loaded at one place."""
+"""The packages of `jobs` and `models`: imports point down, planning needs no torch, and
+the running code is loaded in one place."""
 
 import ast
 import subprocess
@@ -23,11 +24,11 @@ LEVELS = (
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = {module.name for module in product_modules()}
 LAZY = {
-    "ultraflash_cli.models.frames",  # safetensors, which random weights do without
+    "ultraflash_cli.models.frames",  # safetensors, which random weights do not need
     "ultraflash_cli.models.prompts",
     "ultraflash_cli.models.shelf",
-    "ultraflash_cli.jobs.running.forecast",  # loads torch only to measure; `batch` has its forecasts without
-    "ultraflash_cli.jobs.running.prepare",  # loads torch only to answer what planning asks of the models
+    "ultraflash_cli.jobs.running.forecast",  # loads torch only to measure; `batch` makes its forecasts without it
+    "ultraflash_cli.jobs.running.prepare",  # loads torch only for properties of models that planning needs
 }
 """Modules of `models` and `running` that import inside functions."""
 
@@ -41,7 +42,7 @@ def room_of_job(name: str) -> str:
 
 
 def arrows(module: Module) -> list[tuple[int, str]]:
-    """Line and room of every import of another room of the jobs."""
+    """Return the line and package of every import of another package of the jobs."""
     found: list[tuple[int, str]] = []
     for line, target in module.imports():
         name = target if target in MODULES else target.rpartition(".")[0]
@@ -74,7 +75,8 @@ def test_planning_and_what_outlives_a_kill_load_no_torch() -> None:
 
 
 def imported_when_run(module: Module) -> set[str]:
-    """Modules of ours that a module imports, inside functions too; not those for type checking alone."""
+    """Return our modules that a module imports, also inside functions, except for type
+    checking."""
     typing_only = {
         id(inner)
         for node in ast.walk(module.tree)

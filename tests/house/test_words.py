@@ -1,4 +1,5 @@
-"""Documents, help and messages read as English: no phrases that only a translation has."""
+"""Documentation, help and messages are free of phrases that only translations
+contain."""
 
 import ast
 import re
@@ -48,7 +49,7 @@ PAGES = ("*.md", "docs/**/*.md", "demo/*.md", "kernels/README.md")
 
 
 def prose(page: str) -> str:
-    """The text of a page, code left out."""
+    """Return the text of a page without code."""
     return re.sub(r"```.*?```|`[^`\n]*`", "", page, flags=re.DOTALL)
 
 
@@ -57,7 +58,8 @@ def found_in(text: str) -> list[str]:
 
 
 def messages(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of every string of words in a module that is no docstring and no assertion's."""
+    """Yield the line and text of every string of words in a module, except docstrings
+    and assertions."""
     tree = ast.parse(source)
     passed: set[int] = set()
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Tiny clips made on the spot, and what a file holds."""
+"""Tiny generated clips, and functions that read files."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,8 @@ __all__ = ["audio_packets", "decoded", "make_clip", "moving_picture", "stream_ki
 
 
 def moving_picture(number: int, *, width: int, height: int) -> np.ndarray:
-    """A soft pattern that drifts, and another one from each multiple of 1000 on: a scene of its own."""
+    """Return a soft drifting pattern; every multiple of 1000 starts a different one,
+    which is a new scene."""
     rows, columns = np.mgrid[0:height, 0:width]
     scene, step = divmod(number, 1000)
     red = 120 + 100 * np.sin((columns + 2 * step) / (5 + 3 * scene))
@@ -31,7 +32,8 @@ def make_clip(
     audio: bool = True,
     uneven: bool = False,
 ) -> Path:
-    """Write a lossless H.264 clip of 25 frames a second, with a tone beside it; `uneven` moves every third frame."""
+    """Write a lossless H.264 clip at 25 frames per second, with a tone as audio;
+    `uneven` shifts every third frame in time."""
     with av.open(path, "w") as container:
         video = container.add_stream("libx264", rate=25, options={"qp": "0", "preset": "ultrafast"})
         assert isinstance(video, VideoStream)
@@ -58,25 +60,25 @@ def make_clip(
 
 
 def decoded(path: Path) -> list[np.ndarray]:
-    """Give every frame as RGB."""
+    """Return every frame as RGB."""
     with av.open(path) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def timestamps(path: Path) -> list[Fraction]:
-    """Give the time of every frame in seconds."""
+    """Return the time of every frame in seconds."""
     with av.open(path) as container:
         times = [(frame.pts, frame.time_base) for frame in container.decode(video=0)]
     return [pts * base for pts, base in times if pts is not None and base is not None]
 
 
 def audio_packets(path: Path) -> list[tuple[int | None, bytes]]:
-    """Give the packets of the sound with their times."""
+    """Return the audio packets with their times."""
     with av.open(path) as container:
         return [(packet.pts, bytes(packet)) for packet in container.demux(audio=0) if packet.size]
 
 
 def stream_kinds(path: Path) -> list[str]:
-    """Give the kinds of the streams in order."""
+    """Return the kinds of the streams in order."""
     with av.open(path) as container:
         return [stream.type for stream in container.streams]

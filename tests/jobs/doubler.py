@@ -21,14 +21,15 @@ __all__ = ["Doubler", "Trail", "builder", "job", "left_over", "upscale"]
 
 @dataclass(frozen=True)
 class Trail:
-    """The fake's memory: how many frames of the scene it has seen, and the seed."""
+    """The fake's memory: the number of frames of the scene so far, and the seed."""
 
     seen: int
     seed: int
 
 
 class Doubler:
-    """Enlarges by repeating pixels and stamps each frame with its place in the scene, so that a lost state shows."""
+    """Enlarges by repeating pixels and stamps each frame with its position in the
+    scene, so that a lost state is noticed."""
 
     def __init__(self, prepared: Prepared, *, fails_at: int | None = None) -> None:
         self.stage_seconds: dict[str, float] = {"stamp": 0.0}

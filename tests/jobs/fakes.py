@@ -28,7 +28,8 @@ __all__ = [
 
 @dataclass
 class FakeState:
-    """What the fake remembers: the sum of the frames of its scene, and frames that wait for their group."""
+    """State of the fake: the sum of the frames of its scene, and frames that wait for
+    their group."""
 
     total: int = 0
     seed: int = 0
@@ -37,7 +38,8 @@ class FakeState:
 
 
 class FakeUpscaler:
-    """Adds up the frames of a scene, so that a lost, repeated or misplaced frame or a lost state shows."""
+    """Adds up the frames of a scene, so that a lost, repeated or misplaced frame or a
+    lost state is noticed."""
 
     def __init__(self) -> None:
         self.stage_seconds: dict[str, float] = {"fake": 0.0}
@@ -90,7 +92,8 @@ class FakeUpscaler:
 
 
 class AheadUpscaler(FakeUpscaler):
-    """Keeps the last frame of every group until the next one comes, as an encoder that runs ahead does."""
+    """Holds back the last frame of every group until the next group, like an encoder
+    that runs ahead."""
 
     def step(self, state: FakeState, frames: list[np.ndarray]) -> tuple[FakeState, list[np.ndarray]]:
         self.pushes.append(len(frames))
@@ -123,7 +126,8 @@ class AheadUpscaler(FakeUpscaler):
 
 @dataclass(frozen=True)
 class MadeState:
-    """What the fake generator remembers: its last picture's value, the groups it has made, the seed."""
+    """State of the fake generator: the value of its last picture, the number of groups,
+    the seed."""
 
     value: int
     groups: int
@@ -131,7 +135,8 @@ class MadeState:
 
 
 class FakeGenerator:
-    """Makes pictures of one value that depends on all before them, so that a lost state or group shows."""
+    """Makes uniform pictures whose value depends on all earlier ones, so that a lost
+    state or group is noticed."""
 
     def __init__(
         self,
@@ -183,7 +188,7 @@ class FakeGenerator:
 
 
 class TextSegment:
-    """A segment as lines of text; dropped when left before `close`."""
+    """A segment as lines of text; discarded unless it is closed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -206,7 +211,7 @@ class TextSegment:
 
 
 def plain_file(path: Path) -> SegmentFile:
-    """A file as a segment."""
+    """Write a file as a segment."""
     return SegmentFile(path=path, size_bytes=path.stat().st_size, frames=1, first_pts=0, last_pts=0, last_duration=1)
 
 

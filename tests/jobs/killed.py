@@ -1,9 +1,10 @@
 """Small upscalings that kill themselves: `python -m tests.jobs.killed SOURCE FOLDER SEED COUNT [units]`.
 
-The first one is left alone and makes `whole.mkv`. Each of the others sends itself SIGKILL at a moment drawn from SEED,
-a call of some function of ours, every fourth one during the join; then another process goes on with it. A line of JSON
-tells of each. With `units` a run is a plan, a worker and a join. Every run is a process of its own, forked from this
-one, which has no threads and no torch.
+The first one is left alone and makes `whole.mkv`. Each of the others sends itself
+SIGKILL at a call of one of our functions that is chosen by SEED, every fourth one
+during the join; then another process continues with it. A line of JSON tells of each.
+With `units` a run is a plan, a worker and a join. Every run is a process of its own,
+forked from this one, which has no threads and no torch.
 """
 
 import json
@@ -28,7 +29,7 @@ from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import run
 
 _JOIN = "put_in_place"
-"""The function that the join begins with."""
+"""First function of the join."""
 
 
 class _Watch:
@@ -50,7 +51,7 @@ class _Watch:
 
 
 def _by_units(source: Path, output: Path) -> int:
-    """Plan, work and join; give the frames that were there before."""
+    """Plan, work and join; return the number of frames that existed before."""
     folder, stop = output.with_suffix(".units"), Stop()
     for planned in plan_units([job(source, output)], folder, _ignore, stop=stop, least_frames=6):
         assert planned.failure is None, planned.failure
@@ -91,7 +92,8 @@ def _upscale(source: Path, output: Path, watch: _Watch | None, *, by_units: bool
 
 
 def _forked(source: Path, output: Path, watch: _Watch | None, *, by_units: bool) -> tuple[int, dict[str, int]]:
-    """Give the exit status of an upscaling in a process of its own, and what it says where it came to its end."""
+    """Return the exit status of an upscale in a separate process, and its output if it
+    finished."""
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
@@ -112,12 +114,13 @@ def _forked(source: Path, output: Path, watch: _Watch | None, *, by_units: bool)
 
 
 def main(source: Path, folder: Path, seed: int, count: int, *, by_units: bool = False) -> None:
-    """Do what the module says."""
+    """Run the upscales described in the module's docstring."""
     draws = random.Random(seed)
     _, calls = _forked(source, folder / "whole.mkv", _Watch(), by_units=by_units)
     for number in range(count):
         phase = "join" if number % 4 == 3 else "work"
-        # Every other kill of the work comes late: much of what is called comes before a first segment is finished.
+        # Every other kill of the work comes late, because many calls precede the end of
+        # the first segment.
         earliest = calls[phase] * 2 // 3 if phase == "work" and number % 2 == 0 else 1
         moment = draws.randint(earliest, calls[phase])
         output = folder / f"{number:02d}.mkv"

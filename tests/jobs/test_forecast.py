@@ -1,4 +1,5 @@
-"""What is predicted of a job is near what the job does, by counted work; what it rests on is said."""
+"""The forecast of a job, by counted work, is close to the actual job; its basis is
+reported."""
 
 import json
 from dataclasses import replace
@@ -28,7 +29,7 @@ NEAR = 1.5
 
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the look at the speed for granted, so that only the job itself is counted."""
+    """Skip the speed measurement, so that only the job itself is counted."""
     monkeypatch.setattr(loader, "foretold_frame_seconds", lambda upscaler: 0.01)
 
 
@@ -87,7 +88,8 @@ def test_a_look_at_a_generator_of_one_size_counts_what_it_runs_and_runs_little()
         looked = so_far()
         video.step(video.init_state(height=32, width=48, context=context))
         group = so_far() - looked
-    # Which pairs of blocks weights choose is not known without them: how many they are is, but for a few.
+    # Without the weights it is unknown which pairs of blocks are chosen, but their
+    # number is nearly known.
     assert rates == pytest.approx((1e9, 1e9), rel=1e-3), "as many operations as the clock has counted"
     assert looked < group / 2
 

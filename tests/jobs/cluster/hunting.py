@@ -14,7 +14,8 @@ __all__ = ["killing_a_worker"]
 
 @contextmanager
 def killing_a_worker(folder: Path) -> Generator[list[int]]:
-    """Send SIGKILL to the first process that holds a lease in a work folder; yields who was killed."""
+    """Send SIGKILL to the first process that holds a lease in a work folder; yield the
+    killed process."""
     killed: list[int] = []
     over = threading.Event()
 

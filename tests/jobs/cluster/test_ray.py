@@ -1,4 +1,5 @@
-"""A real Ray on this machine: workers and drivers that are killed, units that fail, and the frames of a local run."""
+"""A real Ray cluster on this machine: workers and drivers that are killed, units that
+fail, and the frames of a local run."""
 
 import json
 import signal

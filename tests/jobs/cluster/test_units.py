@@ -1,4 +1,5 @@
-"""Units of a plan: what workers compute and a join puts together is what one machine makes, whatever happens."""
+"""Units of a plan: the joined result of several workers equals that of one machine,
+whatever happens."""
 
 import errno
 import json
@@ -34,7 +35,7 @@ from ultraflash_cli.jobs.running.upscale import run
 
 FRAMES, CUT = 40, 22
 STRANGER = Holder(owner="stranger", host="elsewhere", machine="another machine", process=1, started="1")
-"""A worker that nobody here can ask whether it lives."""
+"""A worker on another machine, whose process cannot be checked."""
 
 
 def ignore(event: Event) -> None:
@@ -74,7 +75,7 @@ def plan(tmp_path: Path, source: Path) -> Plan:
 
 @pytest.fixture
 def local(tmp_path: Path, source: Path) -> Path:
-    """What one machine makes of it."""
+    """The result of a single machine."""
     run(job(source, tmp_path / "local.mkv"), ignore, build=builder(), segment_frames=9)
     return tmp_path / "local.mkv"
 
@@ -181,7 +182,7 @@ def test_shares_of_array_tasks_are_all_units_once(plan: Plan) -> None:
 
 
 class Failing(Doubler):
-    """Fails in its second scene."""
+    """A model that fails in its second scene."""
 
     def init_state(self, *, seed: int, first_frame: int) -> Trail:
         if first_frame == CUT:
@@ -227,7 +228,7 @@ def stopped_at(frames: int, stop: Stop) -> Callable[[Event], None]:
 
 
 def stop_amid(plan: Plan) -> None:
-    """Let a worker be stopped in the middle of the first unit."""
+    """Stop a worker in the middle of the first unit."""
     stop = Stop()
     with pytest.raises(Interrupted):
         worked(plan, stop=stop, on_event=stopped_at(12, stop))
@@ -246,7 +247,7 @@ def test_a_stopped_worker_leaves_its_unit_to_another_one_which_resumes_it(plan: 
 
 
 class Time:
-    """A clock that only waiting moves."""
+    """A clock that advances only by waiting."""
 
     def __init__(self, *before: Callable[[], None]) -> None:
         self.now_s = 0.0
@@ -424,7 +425,8 @@ def test_jobs_come_back_from_json_as_they_were(tmp_path: Path) -> None:
 
 
 def test_states_at_borders_are_those_of_fresh_scenes(plan: Plan, local: Path) -> None:
-    """The stamp of the fake counts the frames of a scene: a unit that went on from another one would show it."""
+    """The fake stamps each frame with its number in the scene, so that a unit continued
+    from another one would be noticed."""
     worked(plan)
     joined(plan)
     frames = decoded(Path(next(iter(plan.files.values())).output))

@@ -1,4 +1,5 @@
-"""A clip of flat colours is told from a filmed one, and the published model warns of it once."""
+"""A clip of flat colours is distinguished from a filmed one, and the published model
+warns about it once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,11 @@ from ultraflash_cli.video.probe import probe
 HEIGHT, WIDTH = 96, 128
 Frame = NDArray[np.uint8]
 Picture = Callable[[int], Frame]
-"""The frame of a number."""
+"""Function from a frame's number to the frame."""
 
 
 def drawn(moved: int) -> Frame:
-    """A game-like picture: four flat colours, hard edges."""
+    """Return a game-like picture: four flat colours, hard edges."""
     frame = np.full((HEIGHT, WIDTH, 3), (90, 160, 220), dtype=np.uint8)
     frame[61:] = (30, 70, 30)
     frame[30:61, 21 + moved : 45 + moved] = (160, 20, 20)
@@ -29,7 +30,7 @@ def drawn(moved: int) -> Frame:
 
 
 def filmed(moved: int) -> Frame:
-    """Slopes and grain: no two blocks alike."""
+    """Return a picture of gradients and grain, in which no two blocks are alike."""
     noise = np.random.default_rng(3).normal(0, 6, (HEIGHT, WIDTH, 3))
     slope = np.linspace(40, 200, WIDTH)[None, :, None] + np.linspace(0, 40, HEIGHT)[:, None, None]
     return np.clip(np.roll(slope + noise, moved, axis=1), 0, 255).astype(np.uint8)

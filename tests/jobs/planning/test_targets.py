@@ -1,4 +1,4 @@
-"""Which files an output replaces: numbered pictures, links, the input itself."""
+"""Files that an output replaces: numbered images, links, the input itself."""
 
 import os
 from pathlib import Path
@@ -183,7 +183,7 @@ def test_what_was_put_among_the_pictures_of_a_killed_run_is_not_replaced(
     assert (target.parent / "0003.png").read_text() == "mine"
 
 
-# Links and what is no file
+# Links, and targets that are not files
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling", "chain"])

@@ -1,4 +1,5 @@
-"""Files of somebody's own, an interrupted run, and what its next run says."""
+"""Files that belong to the user, an interrupted run, and the messages of the next
+run."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def clip(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A folder of somebody's own files, some of them under names that the program gives its own."""
+    """A folder of the user's files, some of them with names that the program uses for
+    its own."""
     folder = tmp_path / "victim"
     (folder / "inner").mkdir(parents=True)
     for name in ("thesis.txt", "segment-000000.video", "journal.jsonl", "stdin", "inner/photo.jpg"):

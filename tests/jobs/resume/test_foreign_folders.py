@@ -1,4 +1,5 @@
-"""Folders that a run does not enter: links, files, those of another user, those that others may write in."""
+"""Folders that a run does not enter: links, files, other users' folders, and folders
+that others may write to."""
 
 import io
 import os

@@ -1,4 +1,5 @@
-"""What tells a run that its work is that of the same job: the input's content, versions, the journal's format."""
+"""Criteria by which a run recognises work of the same job: the input's content,
+versions, the journal's format."""
 
 import os
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_another_version_of_a_library_keeps_the_old_work_aside(clip: Path, monke
     events: list[Event] = []
     with monkeypatch.context() as patch:
         patch.setattr(identity, "_version", lambda name: "9.9" if name == "torch" else "1")
-        interrupted(job(clip))  # its numpy and av are other ones, too
+        interrupted(job(clip))  # its numpy and av are different, too
         (first,) = clip.parent.glob(".in_2x.mkv.kept*")
         patch.setattr(identity, "_version", lambda name: "10.0" if name == "torch" else "1")
         assert upscale(job(clip), events=events).frames_resumed == 0

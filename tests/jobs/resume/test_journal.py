@@ -1,4 +1,4 @@
-"""What an interrupted run leaves, and what the next one makes of it."""
+"""The files of an interrupted run, and how the next one uses them."""
 
 import json
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_what_a_stop_keeps_counts_until_its_segment_is_finished(tmp_path: Path) 
     second = opened(tmp_path / "w")
     assert (second.frames, second.safe_frames, second.scene_first, second.state_bytes()) == (10, 14, 3, b"amid")
     assert count_frames(tmp_path / "w") == 14
-    # A later run writes behind it and may be killed while it does.
+    # A later run appends to it and may be killed meanwhile.
     with second.begun_path().open("ab") as file:
         file.write(b" and more")
     assert opened(tmp_path / "w").safe_frames == 14

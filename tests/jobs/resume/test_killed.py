@@ -1,4 +1,5 @@
-"""Runs that are killed at any moment: nothing half done in place, and the next run gives the uninterrupted result."""
+"""Runs that are killed at any moment: no partial output appears, and the next run
+produces the uninterrupted result."""
 
 import json
 import os
@@ -31,7 +32,8 @@ def test_after_a_kill_at_any_moment_the_next_run_gives_the_uninterrupted_result(
     assert said.returncode == 0, said.stderr
     told = [json.loads(line) for line in said.stdout.splitlines()]
     killed = [each for each in told if each["killed"] == -signal.SIGKILL]
-    # The threads' turns differ from run to run, so that a moment near the end may come after it.
+    # Thread scheduling differs from run to run, so a kill planned near the end may come
+    # too late.
     assert len(killed) >= kills - 2
     assert all(each["ended"] == 0 for each in told), said.stderr
     assert {each["phase"] for each in killed} == {"work", "join"}

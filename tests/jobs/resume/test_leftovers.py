@@ -1,4 +1,4 @@
-"""Leftovers of interrupted runs: what `clean` finds, and what it leaves."""
+"""Leftovers of interrupted runs: those that `clean` finds, and files that it keeps."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""What a run touches in its work folder: its own files only, and nothing that appeared meanwhile."""
+"""Files that a run touches in its work folder: only its own, and none that appeared
+meanwhile."""
 
 import json
 import os

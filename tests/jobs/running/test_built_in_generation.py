@@ -1,4 +1,5 @@
-"""Clips from words by a model of the built-in one's shape: the real cascade, tiny and with random weights."""
+"""Clips generated from prompts by a model with the built-in one's structure: the real
+cascade, tiny and with random weights."""
 
 import sys
 from dataclasses import replace
@@ -31,7 +32,7 @@ from ultraflash_cli.weights.store import WeightStore
 CPU = torch.device("cpu")
 PROMPT = "a red balloon over snowy mountains"
 PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
-"""What the extra for the published text encoder brings."""
+"""Packages of the extra for the published text encoder."""
 
 
 def job(folder: Path, **options: Any) -> GenerateJob:
@@ -58,7 +59,7 @@ def frames(report: GenerateReport) -> np.ndarray:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installation without the extra for text."""
+    """An installation without the extra for the text encoder."""
     for name in PACKAGES:
         monkeypatch.setitem(sys.modules, name, None)
 

@@ -1,4 +1,4 @@
-"""Damaged clips: what is upscaled, reported and refused."""
+"""Damaged clips: upscaled, reported or refused."""
 
 from pathlib import Path
 

@@ -31,7 +31,7 @@ def test_every_frame_comes_out_once_in_order_with_its_own_time(tmp_path: Path) -
 def test_what_the_model_finished_is_written_before_its_failure_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A slow writer: it begins when the model has failed and everybody waits for it.
+    # A slow writer: it begins when the model has failed and all threads wait for it.
     awaited = threading.Event()
     join = threading.Thread.join
 
@@ -58,7 +58,7 @@ def test_what_the_model_finished_is_written_before_its_failure_is_told(
 
 
 class PendingPicture:
-    """A picture that is still on its way; it notes who waits for it."""
+    """A picture that is still being copied; it records which threads wait for it."""
 
     def __init__(self, picture: np.ndarray, waited: list[str]) -> None:
         self._picture, self._waited = picture, waited
@@ -79,7 +79,8 @@ def test_pictures_that_are_on_their_way_are_waited_for_where_they_are_written(tm
     plain, _ = flow(tmp_path / "a", cuts={7, 30})
     launched, _ = flow(tmp_path / "b", cuts={7, 30}, upscaler=Launching())
     assert text(launched) == text(plain)
-    # The first picture of a run once more, by the model's thread: the time to it is told truly.
+    # The model's thread also waits for the first picture of a run, so that its time is
+    # reported correctly.
     assert [name for name in waited if name != "writing"] == ["MainThread"]
     assert waited.count("writing") == 40
 
@@ -251,7 +252,7 @@ def test_frames_alive_stay_bounded_however_long_the_clip_is(tmp_path: Path) -> N
             return frame
 
     flow(tmp_path / "a", source=Source, segment=Counting, frame_bytes=256 << 20)  # type: ignore[arg-type]
-    # Two in each queue, a group at the model, one in the hands of each thread.
+    # Two in each queue, a group in the model, one in each thread.
     assert made == 600
     assert most <= 2 + 3 + 3 + 2 + 2
 

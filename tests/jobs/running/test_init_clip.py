@@ -1,4 +1,5 @@
-"""The end of a clip as a generator takes it: the right frames, upright, cut and scaled."""
+"""The end of a clip as the generator's input: the right frames, upright, cropped and
+scaled."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -17,7 +18,7 @@ from ultraflash_cli.video.probe import ClipInfo, probe
 
 
 def grey_clip(path: Path, times: list[Fraction]) -> Path:
-    """Write a clip whose frame `n` is of the even grey `5 n` and shown at `times[n]`."""
+    """Write a clip whose frame `n` is a uniform grey of `5 n`, shown at `times[n]`."""
     with av.open(path, "w") as container:
         video = container.add_stream("libx264", rate=30, options={"qp": "0"})
         assert isinstance(video, VideoStream)
@@ -39,7 +40,7 @@ def ending(path: Path, lengths: list[int], info: ClipInfo | None = None) -> list
 def test_a_clip_of_the_same_rate_gives_its_last_frames(tmp_path: Path) -> None:
     clip = grey_clip(tmp_path / "a.mp4", [Fraction(number, 16) for number in range(40)])
     assert ending(clip, [9, 21]) == list(range(19, 40))
-    # Matroska rounds times to milliseconds, which 1/16 s is none of.
+    # Matroska rounds times to milliseconds, and 1/16 s is not a multiple of that.
     rounded = grey_clip(tmp_path / "a.mkv", [Fraction(number, 16) for number in range(40)])
     assert ending(rounded, [9, 21]) == list(range(19, 40))
 

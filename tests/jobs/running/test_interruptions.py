@@ -1,4 +1,4 @@
-"""Upscalings that were interrupted, failed or changed, and what the next run makes of it."""
+"""Upscales that were interrupted, failed or changed, and the next run."""
 
 import os
 import shutil
@@ -203,7 +203,7 @@ def test_an_input_that_changes_during_the_run_costs_no_finished_frame(tmp_path: 
 
 @pytest.fixture
 def untidy(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Runs end as if killed before they tidy up, until this is called."""
+    """Make runs end as if killed before their cleanup, until this is called."""
     monkeypatch.setattr(work, "discard", lambda folder: None)
     return monkeypatch.undo
 

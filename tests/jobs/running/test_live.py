@@ -1,4 +1,5 @@
-"""Jobs whose output is a stream: what its reader gets, when, and what is left when it leaves."""
+"""Jobs whose output is a stream: the data that its reader receives, its timing, and the
+files that remain when the reader leaves."""
 
 import io
 import os
@@ -33,7 +34,7 @@ from ultraflash_cli.video.segment_file import SegmentFile
 
 FRAME_BYTES = len(b"FRAME\n") + 128 * 96 * 3 // 2
 PATIENCE_S = 60
-"""After which a test that would hang fails."""
+"""Time after which a hanging test fails."""
 
 
 @pytest.fixture
@@ -43,14 +44,14 @@ def clip(tmp_path: Path) -> Path:
 
 @contextmanager
 def read_pipe() -> Generator[tuple[BinaryIO, BinaryIO]]:
-    """Give the reading and the writing end of a pipe."""
+    """Return the reading and the writing end of a pipe."""
     reading, writing = os.pipe()
     with open(reading, "rb") as reader, open(writing, "wb") as writer:
         yield reader, writer
 
 
 class Held(Doubler):
-    """Makes no more frames than a segment has until it is allowed to."""
+    """A model that makes no more than a segment's frames until it is released."""
 
     def __init__(self, prepared: Prepared, *, allowed: threading.Event) -> None:
         super().__init__(prepared)
@@ -65,7 +66,8 @@ class Held(Doubler):
 
 
 class Reading(threading.Thread):
-    """Reads so many frames of y4m, then lets the work go on; reads all or leaves."""
+    """Reads a number of y4m frames, then releases the work; then reads the rest or
+    closes the pipe."""
 
     def __init__(self, reader: BinaryIO, allowed: threading.Event, *, frames: int, leaves: bool) -> None:
         super().__init__(daemon=True)
@@ -88,7 +90,7 @@ def y4m(clip: Path, tmp_path: Path, stdout: BinaryIO, **options: Any) -> Any:
 
 
 def whole(clip: Path, tmp_path: Path) -> bytes:
-    """What a reader gets who takes all of it."""
+    """The data that a reader receives if it reads everything."""
     stdout = io.BytesIO()
     upscale(y4m(clip, tmp_path, stdout))
     return stdout.getvalue()
@@ -186,7 +188,8 @@ def test_what_comes_through_a_pipe_goes_through_a_pipe_with_its_sound(clip: Path
 
 
 def test_a_stream_is_not_begun_twice(clip: Path, tmp_path: Path) -> None:
-    """Before anything is out, a smaller plan may follow; later the pixels would change in the middle."""
+    """A smaller plan is possible before any output; later the pixels would change
+    within the clip."""
 
     def hungry(fails_at: int) -> Callable[[Prepared], Built[FrameUpscaler]]:
         def build(prepared: Prepared) -> Built[FrameUpscaler]:

@@ -17,7 +17,8 @@ from ultraflash_cli.models.frames import FrameUpscaler
 
 
 def hungry(sizes: dict[int, int], asked: list[str | None]) -> Callable[[Prepared], Built[FrameUpscaler]]:
-    """Build models that need what is planned; `sizes` are the plans by their budget, the model fits into 100 only."""
+    """Build models that need the planned memory; `sizes` are the plans by budget, and
+    the model only fits into 100."""
 
     def build(prepared: Prepared) -> Built[FrameUpscaler]:
         asked.append(prepared.job.max_memory)

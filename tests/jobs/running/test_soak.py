@@ -1,4 +1,4 @@
-"""Many small clips in one process: memory, descriptors and threads stay what they were."""
+"""Many small clips in one process: memory, descriptors and threads stay constant."""
 
 import gc
 import os
@@ -17,13 +17,14 @@ from ultraflash_cli.jobs.running.stop import Stop
 
 CLIPS = 2000
 OBJECTS, BYTES = 500, 8 << 20
-"""What a thousand clips may leave behind: half an object each, eight kilobytes each."""
+"""Objects and bytes that a thousand clips may leave behind: half an object and eight
+kilobytes per clip."""
 PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What this process holds."""
+    """Resources of this process."""
 
     descriptors: int
     threads: int

@@ -1,4 +1,5 @@
-"""A clip through the whole job with a tiny stand-in for the model: what comes out, and what is left behind."""
+"""A clip through the whole job with a tiny stand-in for the model: the output, and the
+files left behind."""
 
 from itertools import pairwise
 from pathlib import Path
