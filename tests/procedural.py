@@ -1,4 +1,5 @@
-"""Weights that follow from their names, so that vector sets of real width need not store them."""
+"""Weights computed from their names, so that full-width vector sets need not store
+them."""
 
 import math
 

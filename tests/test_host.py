@@ -1,4 +1,4 @@
-"""What a job asks of the machine."""
+"""Queries of the machine's resources."""
 
 import os
 import sys

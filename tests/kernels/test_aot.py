@@ -13,7 +13,7 @@ import triton
 TABLE = Path("benchmarks") / "aot.json"
 TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120"}
 EIGHT_BIT_TARGETS = TARGETS - {"sm_80"}
-"""Targets that know 8-bit floating point."""
+"""Targets that support 8-bit floating point."""
 
 
 def test_no_kernel_spills_more_than_the_table_says(repository: Path) -> None:

@@ -1,4 +1,5 @@
-"""The published attention core through the kernels: choice of blocks, ring in place, attention."""
+"""The published attention core through the kernels: block selection, ring in place,
+attention."""
 
 import json
 import math
@@ -19,7 +20,7 @@ from ultraflash_kernels.block_topk import block_means, choose_blocks
 
 @pytest.fixture(scope="session")
 def golden(repository: Path) -> Path:
-    """The folder of vectors computed with the published code."""
+    """Return the folder of vectors computed with the published code."""
     return repository / "tests" / "vectors"
 
 
@@ -69,7 +70,7 @@ def test_draft_masks_equal_the_published_ones(repository: Path) -> None:
     compared = 0
     for case in json.loads((folder / "config.json").read_text())["cases"]:
         if not case["name"].startswith("draft") or not (case["causal"] or case["range"]):
-            continue  # without any constraint the rule for empty rows is another one
+            continue  # without any constraint the rule for empty rows is different
         rule = BlockRule(
             rows=case["bh"],
             cols=case["bw"],

@@ -1,4 +1,5 @@
-"""What doctor tells of the kernels: every operation, what runs, and why it is not the fastest."""
+"""The kernel report of doctor: every operation, its implementation, and why it is not
+the fastest."""
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A GPU of the compute capability that the test names, with Triton as a compiler."""
+    """A GPU of the compute capability given by the test, with Triton as a compiler."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: request.param)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(dispatch, "_interprets", lambda: False)

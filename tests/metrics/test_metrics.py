@@ -1,4 +1,4 @@
-"""Metrics give the numbers that arithmetic says they must."""
+"""Metrics return the values that follow from their definitions."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What a pass over two clips tells agrees with arithmetic: drift, temporal and warping error, the worst place."""
+"""Results of a pass over two clips match their definitions: drift, temporal and warping
+error, the worst position."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Weights put into a store without a hub."""
+"""Installing weights in a store without a hub."""
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = ["put"]
 
 
 def put(store: WeightStore, name: str, tensors: dict[str, Tensor]) -> None:
-    """Lay a file into a store as a pull does."""
+    """Put a file into a store as a pull does."""
     entry = read_manifest()[name]
     part = store.part(entry)
     save_file(tensors, part)

@@ -1,4 +1,5 @@
-"""Devices besides CPUs and CUDA: a right one is used, a wrong one refused; a stand-in computes on the CPU."""
+"""Devices other than CPUs and CUDA: one with correct results is used, one with wrong
+results is refused; a stand-in computes on the CPU."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ultraflash_cli.models.memory import memory_budget
 
 TINY = ["--res", "2x", "--model", "tiny-lite", "--threads", "1"]
 FAKE = torch.device("cpu", 1)
-"""A device that is not the CPU's own, whose tensors are."""
+"""A device that is distinct from the CPU but has CPU tensors."""
 REAL = dict(BACKENDS)
 
 
@@ -36,7 +37,8 @@ def stand_in(place: Any = backends._moved) -> Backend:
 
 
 def is_wrong_after(calls: int, by: float) -> Any:
-    """Return what places a network whose convolutions are off after a number of calls, without any error."""
+    """Return a function that moves a network to a device whose convolutions are
+    silently wrong after a number of calls."""
 
     def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         called = 0

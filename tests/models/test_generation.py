@@ -1,4 +1,5 @@
-"""Which generator a clip gets, and how the memory plan and the cache rules reach it."""
+"""Choice of the generator for a clip, and how the memory plan and the cache rules reach
+it."""
 
 from dataclasses import replace
 from pathlib import Path

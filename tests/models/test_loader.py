@@ -1,4 +1,4 @@
-"""The built-in model in the hands of a job."""
+"""The built-in model as used by a job."""
 
 from pathlib import Path
 

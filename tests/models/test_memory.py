@@ -1,4 +1,4 @@
-"""The machine's memory, what a job may take of it, and how a plan is told."""
+"""The machine's memory, a job's share of it, and the description of a plan."""
 
 import os
 from dataclasses import replace

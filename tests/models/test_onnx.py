@@ -1,4 +1,5 @@
-"""The exported model computes what torch computes, over a whole clip and in other sizes than it was traced with."""
+"""The exported model computes the same as torch, over a whole clip and at sizes other
+than the traced one."""
 
 import json
 import re
@@ -16,7 +17,7 @@ from ultraflash_cli.models.shelf import Shelf
 
 FRAMES = 6
 AGREEMENT = 2e-5
-"""Half a hundredth of a level: sums in another order."""
+"""Half a hundredth of a level, for sums in a different order."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_lite_in_onnxruntime_is_lite_in_torch_over_a_clip(
         clip = torch.rand(FRAMES, 3, height, width, generator=torch.Generator().manual_seed(height))
         state = path.init_state(batch=1, height=height, width=width)
         shape = (1, path.config.width, height // 2, width // 2)
-        states = [np.full(shape, 7.0, np.float32)] * path.config.blocks  # what nobody reads
+        states = [np.full(shape, 7.0, np.float32)] * path.config.blocks  # values that are never read
         for number, frame in enumerate(clip.split(1)):
             first = np.full((1, 1, 1, 1), float(number == 0), np.float32)
             given = dict(zip(told["inputs"], [frame.numpy(), first, *states], strict=True))

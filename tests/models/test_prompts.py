@@ -78,7 +78,7 @@ def test_an_embedding_is_computed_once_and_found_again(home: Path, monkeypatch: 
     (first,) = embed(home, "abc")
     assert first.shape[0] == 1 and first.shape[2] == TEXT.dim and 2 <= first.shape[1] <= TEXT.text_len
     assert is_embedded(Shelf(home), PROFILE, "abc", precision="fp32", device=CPU)
-    monkeypatch.setattr(TextEncoder, "forward", None)  # whoever needs it now fails
+    monkeypatch.setattr(TextEncoder, "forward", None)  # using it now fails
     assert torch.equal(embed(home, "  abc ")[0], first)
     with pytest.raises(TypeError):
         embed(home, "another")

@@ -1,4 +1,5 @@
-"""Environments of a test's own, whose libraries are those of this one; and somebody else to run them."""
+"""Separate environments for tests, which use this environment's libraries; and a
+different user to run them."""
 
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 __all__ = ["NOBODY", "count_as_installed", "make_venv", "open_folder", "outer_packages", "somebody_else"]
 
 NOBODY = 12345
-"""A user whom no machine knows."""
+"""ID of a user that exists on no machine."""
 
 
 def outer_packages() -> list[str]:
@@ -25,7 +26,8 @@ def outer_packages() -> list[str]:
 
 
 def count_as_installed(environment: Path) -> None:
-    """Let this environment's packages count as installed in another, instead of its old setuptools."""
+    """Make this environment's packages count as installed in a different one, instead
+    of its old setuptools."""
     (packages,) = (environment / "lib").glob("python*/site-packages")
     for path in [*packages.glob("setuptools*"), *packages.glob("pkg_resources")]:
         shutil.rmtree(path)
@@ -42,9 +44,9 @@ def make_venv(folder: Path, wheel: Path) -> Path:
 
 
 def somebody_else() -> list[str]:
-    """Return what runs a command as a user who may read everything and write only what is everybody's.
-
-    Reading is left to him, since an interpreter in a private home is none of the program's making.
+    """Return a prefix that runs a command as a user who may read everything and write
+    only to public files. Reading is allowed, because the interpreter may be in a
+    private home.
     """
     if os.geteuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("only root can be somebody else, by setpriv")
@@ -54,7 +56,8 @@ def somebody_else() -> list[str]:
 
 @contextmanager
 def open_folder() -> Generator[Path]:
-    """Give a new folder that everybody reaches and may write in; those of pytest are private."""
+    """Return a new folder that every user can reach and write to; those of pytest are
+    private."""
     with TemporaryDirectory(prefix="every body é ") as name:
         Path(name).chmod(0o777)
         yield Path(name)

@@ -1,10 +1,11 @@
 """The Dockerfiles: linted, and every RUN line of the CPU one executed in a scratch root.
 
-pip finds torch and the other libraries of this environment as already installed, so nothing
-is downloaded; everything else is done as written: the virtual environment, the build of the
-package from the files that the build context holds, and the command that the image runs.
-Stages share one root, so `COPY --from` has nothing to do. The CUDA image differs by a compiler
-from Debian, which only a container can install, and by an extra: its other lines are the same.
+pip finds torch and the other libraries of this environment as already installed, so
+nothing is downloaded; everything else runs as written: the virtual environment, the
+build of the package from the files that the build context holds, and the command that
+the image runs. Stages share one root, so `COPY --from` has nothing to do. The CUDA
+image differs by a compiler from Debian, which only a container can install, and by an
+extra: its other lines are the same.
 """
 
 import os
@@ -22,7 +23,7 @@ from tests.packaging.places import count_as_installed, open_folder, outer_packag
 
 FILES = ("cpu.Dockerfile", "cuda.Dockerfile")
 PLACES = ("/opt/ultraflash", "/src", "/weights", "/work")
-"""Folders of the image that its lines name."""
+"""Folders of the image that the Dockerfile names."""
 
 
 def lines_of(repository: Path, name: str) -> list[dict[str, Any]]:
@@ -39,7 +40,7 @@ def inside(root: Path, text: str) -> str:
 
 
 def context(repository: Path, name: str) -> list[str]:
-    """What the ignore file lets into the build context."""
+    """The build context: the files that the ignore file allows."""
     listed = (repository / "packaging" / f"{name}.dockerignore").read_text().splitlines()
     assert listed[0] == "*"
     return [line[1:] for line in listed if line.startswith("!")]
@@ -57,7 +58,7 @@ def copy(repository: Path, names: list[str], target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """The root that the CPU image's lines made, and its environment."""
+    """The root made by the lines of the CPU image, and its environment."""
     root = tmp_path_factory.mktemp("root")
     (root / "bin").mkdir()
     (root / "bin" / "python").symlink_to(sys.executable)

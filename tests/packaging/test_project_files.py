@@ -1,4 +1,5 @@
-"""What people and services look for in a project: citation, contributing, security, a workflow."""
+"""Files that people and services expect in a project: citation, contributing, security,
+a workflow."""
 
 import re
 import tomllib

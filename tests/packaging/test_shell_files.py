@@ -1,4 +1,5 @@
-"""Man pages and shell completion: as the program is now, and they work in the shells."""
+"""Man pages and shell completion: up to date with the program, and working in the
+shells."""
 
 import os
 import shutil
@@ -41,7 +42,7 @@ def test_man_pages_are_formatted_without_a_warning(path: Path) -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """One in which `ultraflash` is this environment's."""
+    """Environment variables in which `ultraflash` is this environment's."""
     command = tmp_path / "bin" / "ultraflash"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ultraflash_cli "$@"\n')
@@ -74,12 +75,13 @@ def test_fish_completes(environment: dict[str, str]) -> None:
     program += "".join(f'complete -C "{asked}"; echo =====\n' for asked in ASKED)
     answers = in_shell("fish", program, environment).split("=====\n")
     words = [[line.split("\t")[0] for line in answer.splitlines()] for answer in answers]
-    # The rest of a sentence of help may follow on lines of its own.
+    # The rest of a help sentence may follow on separate lines.
     assert [found[:1] for found in words[:3]] == list(ANSWERS)
 
 
 def test_zsh_completes(environment: dict[str, str]) -> None:
-    # Outside of an interactive shell there is nothing to complete: what would be offered is printed.
+    # Outside of an interactive shell there is nothing to complete, so the suggestions
+    # are printed.
     program = f'fpath=("{PACKAGING}/completions" $fpath); autoload -Uz _ultraflash compdef\n'
     program += 'function compdef() {}\nfunction _arguments() { print -r -- "$@" }\n'
     for asked in ASKED:

@@ -1,4 +1,4 @@
-"""The wheel holds the whole product, and what it holds works away from the repository."""
+"""The wheel contains the whole product, which works outside the repository."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_installed(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the wheel's content in front of everything, outside the repository."""
+    """Run Python outside the repository, with the wheel's content first on the path."""
     program = f"import sys; sys.path.insert(0, {str(installed)!r}); "
     first, *rest = arguments
     command = [sys.executable, "-c", program + first, *rest]
@@ -102,7 +102,8 @@ def test_upscaling_needs_nothing_that_only_gpus_and_measurements_use(installed: 
     assert clip.with_name("in_2x.mkv").is_file()
 
 
-# Through the installed command: a folder with blanks, nothing writable, no HOME, somebody else
+# Through the installed command: a folder with blanks, nothing writable, no HOME, a
+# different user
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProces
 
 
 def written_below(folder: Path) -> dict[Path, float]:
-    """Every file and when it was written last."""
+    """Return every file and its modification time."""
     return {path: path.lstat().st_mtime for path in folder.rglob("*")}
 
 

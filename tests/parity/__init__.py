@@ -1,1 +1,1 @@
-"""Runners of golden vector sets, one module for each part of the engine."""
+"""Runners of golden vector sets, one module per part of the engine."""

@@ -94,7 +94,7 @@ def _umt5(vectors: VectorSet) -> None:
 
 
 def _buckets(encoder: TextEncoder, distances: Tensor) -> Tensor:
-    """Read the bucket of each distance out of the bias that a table of 0, 1, 2.. gives."""
+    """Return the bucket of each distance, read from the bias of a table 0, 1, 2..."""
     attention = encoder.get_submodule("encoder.block.0.layer.0.SelfAttention")
     table = attention.get_parameter("relative_attention_bias.weight")
     table.copy_(torch.arange(len(table))[:, None].expand_as(table))
@@ -117,4 +117,4 @@ RUNNERS: dict[str, Callable[[VectorSet], None]] = {
     "upsampler_v3": _upsampler_v3,
     "wan_vae": _wan_vae,
 }
-"""What runs a set, by the longest prefix of its name."""
+"""Runner of each set, by the longest prefix of its name."""

@@ -18,7 +18,7 @@ from ultraflash_cli.weights.convert import RULES, merge_lora, normalise
 __all__ = ["RUNNERS"]
 
 PUBLISHED_STEPS = (1000, 750, 500, 250)
-"""What the step indices of a set count."""
+"""Steps that the indices of a set refer to."""
 
 
 def _scheduler(vectors: VectorSet) -> None:
@@ -42,7 +42,7 @@ def _scheduler(vectors: VectorSet) -> None:
 
 
 class _Recorded(Generator):
-    """A generator that notes what goes in and out of its network."""
+    """A generator that records the inputs and outputs of its network."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config)
@@ -140,4 +140,4 @@ RUNNERS: dict[str, Callable[[VectorSet], None]] = {
     "lr_generator": _lr_generator,
     "scheduler": _scheduler,
 }
-"""What runs a set, by the longest prefix of its name."""
+"""Runner of each set, by the longest prefix of its name."""

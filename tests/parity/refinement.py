@@ -90,7 +90,8 @@ def _pixel_decoder(vectors: VectorSet) -> None:
 
 
 def _released_decoder(vectors: VectorSet) -> None:
-    """The released file: decoder only, under names of its own, with values in [-1, 1]."""
+    """Run the released file: decoder only, with its own names, and values in [-1,
+    1]."""
     config, io = vectors.config, vectors.io
     decoder = Decoder(
         DecoderConfig(
@@ -122,7 +123,8 @@ def _released_decoder(vectors: VectorSet) -> None:
 
 
 def _load_together(vectors: VectorSet, decoder: Decoder, encoder: Encoder) -> None:
-    """Load both, strictly, from one file or from procedural weights; a file may do without an encoder."""
+    """Load both, strictly, from one file or from procedural weights; a file may lack an
+    encoder."""
     modules: list[nn.Module] = [decoder, encoder]
     if vectors.config.get("weights") == "procedural":
         shapes = {name: tuple(x.shape) for module in modules for name, x in module.state_dict().items()}
@@ -230,7 +232,7 @@ def _sr_dit(vectors: VectorSet) -> None:
 
 
 class _RecordedSrDit(SrDit):
-    """An SR transformer that notes what its network returns."""
+    """An SR transformer that records the output of its network."""
 
     def __init__(self, config: SrDitConfig, *, by_lists: bool) -> None:
         super().__init__(config, by_lists=by_lists)
@@ -308,4 +310,4 @@ RUNNERS: dict[str, Callable[[VectorSet], None]] = {
     "ultra_decoder_released": _released_decoder,
     "upsampler_v1": _upsampler_v1,
 }
-"""What runs a set, by the longest prefix of its name."""
+"""Runner of each set, by the longest prefix of its name."""

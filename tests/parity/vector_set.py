@@ -1,4 +1,4 @@
-"""A golden vector set, and what comparing with it has shown."""
+"""A golden vector set, and the results of comparing with it."""
 
 import json
 import math
@@ -21,7 +21,8 @@ SUM_TOLERANCE = 1e-6
 
 @dataclass
 class VectorSet:
-    """One folder (or JSON file) of vectors, and what comparing with it has shown so far."""
+    """One folder (or JSON file) of vectors, and the results of the comparisons so
+    far."""
 
     path: Path
     max_abs: float = 0.0
@@ -30,7 +31,7 @@ class VectorSet:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The sizes and settings."""
+        """Sizes and settings."""
         return json.loads((self.path / "config.json").read_text())
 
     @cached_property
@@ -39,7 +40,8 @@ class VectorSet:
         return load_file(self.path / "io.safetensors")
 
     def read_json(self, name: str) -> Any:
-        """Return what a JSON file of the set holds; a set that is one file is read whatever the name."""
+        """Return the content of a JSON file of the set; a set that is a single file is
+        read regardless of the name."""
         return json.loads((self.path if self.path.is_file() else self.path / name).read_text())
 
     def weights(self) -> dict[str, Tensor]:
@@ -65,7 +67,7 @@ class VectorSet:
         self.expect(name, torch.equal(got.to(torch.uint8), self.io[name]), is_mask=True)
 
     def expect(self, what: str, holds: bool, *, is_mask: bool = False) -> None:
-        """Note a failure unless ``holds``."""
+        """Record a failure unless ``holds``."""
         if is_mask:
             self.masks_exact = holds and self.masks_exact is not False
         if not holds:

@@ -64,7 +64,7 @@ def _cascade(vectors: VectorSet) -> None:
     vectors.compare("lr_latents", whole("low_latents_bcthw"))
     vectors.compare("hr_latents", whole("latents_bcthw"))
     video_btchw = whole("frames_bcthw").clamp(0, 1)
-    if "video_crop" in config:  # top, left, height, width of what is stored
+    if "video_crop" in config:  # top, left, height, width of the stored part
         top, left, rows, columns = config["video_crop"]
         video_btchw = video_btchw[..., top : top + rows, left : left + columns]
     vectors.compare("video_f16", video_btchw, tolerance=VIDEO_TOLERANCE)
@@ -112,7 +112,8 @@ def _profile(config: dict[str, Any]) -> Profile:
 
 
 class _StoredDraws:
-    """The stored draws in the places of seeded noise; notes the order in which they are asked for."""
+    """Stored draws that replace seeded noise; records the order in which they are
+    requested."""
 
     def __init__(self, io: dict[str, Tensor], config: dict[str, Any]) -> None:
         self.io = io
@@ -142,4 +143,4 @@ def _known(value: Any) -> Any:
 
 
 RUNNERS: dict[str, Callable[[VectorSet], None]] = {"cascade": _cascade}
-"""What runs a set, by the longest prefix of its name."""
+"""Runner of each set, by the longest prefix of its name."""

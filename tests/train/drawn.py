@@ -1,4 +1,4 @@
-"""Single frames of scenes."""
+"""Single frames of rendered scenes."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,5 +10,5 @@ __all__ = ["render"]
 
 
 def render(scene: Scene, second: float, *, height_px: int, width_px: int) -> npt.NDArray[np.uint8]:
-    """A scene ``second`` seconds after its start."""
+    """Render a scene ``second`` seconds after its start."""
     return Renderer(scene, height_px=height_px, width_px=width_px).frame(second)

@@ -1,4 +1,4 @@
-"""Operators of a degradation, made again from its log."""
+"""Operators of a degradation, rebuilt from its log."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ OPERATORS = {kind.name: kind for kind in _kinds()}
 
 
 def from_log(log: list[dict[str, Any]]) -> tuple[Operator, ...]:
-    """The operators of a log."""
+    """Return the operators of a log."""
     made: list[Operator] = []
     for entry in log:
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

@@ -1,4 +1,4 @@
-"""Clips and tiny networks made on the fly."""
+"""Clips and tiny networks generated for tests."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.degradation import DegradationConfig
 
 CLEAN = DegradationConfig(shares=(("clean", 1.0),))
-"""Scaling alone."""
+"""Only scaling."""
 
 SOFT = DegradationConfig(
     shares=(("compressed", 1.0),),
@@ -22,17 +22,18 @@ SOFT = DegradationConfig(
     kernels=(("bicubic", 1.0),),
     crf=(10, 10),
 )
-"""Always the same strong blur, which even a tiny network soon learns to undo."""
+"""A constant strong blur, which even a tiny network soon learns to undo."""
 
 SMALL = PixelPathConfig(width=32, blocks=1, residual_gain=0.3)
-"""The built-in model's pixel path, much thinner."""
+"""The built-in model's pixel path, much narrower."""
 
 
 DARK, LIGHT = (40, 30, 60), (220, 230, 200)
 
 
 def moving_shapes(seed: int, *, frames: int = 8, side: int = 128) -> npt.NDArray[np.uint8]:
-    """A clip [T, H, W, 3] of dark and light discs and rings, gliding over one another."""
+    """Return a clip [T, H, W, 3] of dark and light discs and rings that move across
+    each other."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
     clip = np.full((frames, side, side, 3), LIGHT, dtype=np.float64)
@@ -50,7 +51,8 @@ def moving_shapes(seed: int, *, frames: int = 8, side: int = 128) -> npt.NDArray
 
 
 def soft_shapes(seed: int, *, frames: int = 16, side: int = 64) -> npt.NDArray[np.uint8]:
-    """A clip [T, H, W, 3] of large coloured blobs with soft edges, gliding: a toy learns them in seconds."""
+    """Return a clip [T, H, W, 3] of large moving coloured blobs with soft edges, which
+    a toy learns in seconds."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side].astype(np.float64) / side
     clip = np.full((frames, side, side, 3), 128.0)
@@ -82,7 +84,7 @@ def made_materials(count: int, *, first_seed: int = 0, side: int = 128) -> list[
 
 
 def write_likeness_package(folder: Path) -> None:
-    """Lay out a package of the learned distance's name, its weights drawn."""
+    """Create a package with the name of the learned distance and random weights."""
     weights = folder / PACKAGE / WEIGHTS
     weights.mkdir(parents=True)
     (folder / PACKAGE / "__init__.py").write_text("raise ImportError('only its files are wanted')")
@@ -96,7 +98,7 @@ def write_likeness_package(folder: Path) -> None:
 
 
 def write_materials(folder: Path, materials: list[Material]) -> Path:
-    """Lay material out as `prepare` does; return the folder."""
+    """Write material as `prepare` does; return the folder."""
     rows = [
         {"name": m.name, "kind": m.kind, "licence": m.licence, "source": "test", "caption": m.caption}
         for m in materials

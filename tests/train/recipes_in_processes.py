@@ -1,5 +1,6 @@
-"""What a test runs under torchrun: every recipe for two steps, sharded. Those of the SR
-transformer train as the published model does, at a tiny size; the others as toys."""
+"""Script that a test runs under torchrun: every recipe for two steps, sharded. Those of
+the SR transformer train as the published model does, at a tiny size; the others as
+toys."""
 
 import sys
 from collections.abc import Callable
@@ -24,13 +25,13 @@ PUBLISHED = ("tv2v_flow_matching", "causal_dmd", "cascade_dpo")
 NAMES = tuple(RECIPES)
 
 ANYTHING = ("critic.layers.6.bias",)
-"""What a loss does not depend on: the bias of a critic whose scores are compared with one another.
-Its gradient is the noise of rounding."""
+"""Parameters on which the loss does not depend: the bias of a critic whose scores are
+only compared with each other. Its gradient is rounding noise."""
 
 
 def config_of(name: str, accumulate: int, half: bool) -> Any:
-    """Two steps, losses written after each; the SR transformer on clips of two groups, its
-    blocks recomputing their activations."""
+    """Return a config of two steps that logs after each; the SR transformer trains on
+    clips of two groups and recomputes the activations of its blocks."""
     configure: Any = RECIPES[name].load().configure
     config = configure(steps=2, seed=1, toy=True)
     if name in PUBLISHED:
@@ -54,7 +55,7 @@ def config_of(name: str, accumulate: int, half: bool) -> Any:
 
 
 def weights(name: str) -> dict[str, Tensor] | None:
-    """Random weights of all roles that are given."""
+    """Return random weights for all given roles."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         if name in PUBLISHED:
@@ -87,7 +88,7 @@ def _published(*, with_stronger: bool) -> dict[str, Tensor]:
 
 
 def batches_of(name: str) -> Callable[[int], Batch]:
-    """Batches by number: noise of the right shapes."""
+    """Return a function from numbers to batches: noise of the right shapes."""
 
     def batch(number: int) -> Batch:
         rng = torch.Generator().manual_seed(number)
@@ -124,7 +125,7 @@ def train(
     half: bool = False,
     group: ProcessGroup = ALONE,
 ) -> dict[str, Tensor]:
-    """Train a recipe; return the EMA weights of what learns."""
+    """Train a recipe; return the EMA weights of the trained roles."""
     if name == "perceptual":
         package = folder / f"package_of_{group.rank}"
         write_likeness_package(package)
@@ -146,7 +147,7 @@ def before(name: str) -> dict[str, Tensor]:
 
 
 def main(folder: Path) -> None:
-    """Train all recipes in the processes of torchrun."""
+    """Train all recipes in torchrun's processes."""
     with joined_group(torch.device("cpu"), shards=True, shards_frozen=True) as (group, _):
         for name in NAMES:
             made = train(name, folder / "both", group=group)

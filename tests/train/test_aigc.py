@@ -1,4 +1,5 @@
-"""The AIGC-oriented degradation: pure, logged, each operator doing what its name says."""
+"""The AIGC-oriented degradation: it is pure and logged, and each operator does what its
+name says."""
 
 import json
 from pathlib import Path
@@ -34,7 +35,7 @@ SIZE = (48, 64)
 
 
 def clip(frames: int = 6) -> Clip:
-    """A textured picture with an edge that moves a pixel a frame."""
+    """Return a textured clip with an edge that moves one pixel per frame."""
     rng = np.random.default_rng(2)
     texture = rng.integers(90, 130, (*SIZE, 3))
     out: list[Clip] = []
@@ -50,7 +51,7 @@ def coder(frames_bcthw: Tensor, strength: float, generator: torch.Generator) -> 
 
 
 def texture_of(frames: Clip) -> float:
-    """Detail away from the edge."""
+    """Return the amount of detail away from the edge."""
     flat = frames[:, :, :16].astype(float)
     return float(np.abs(np.diff(flat, axis=2)).mean())
 

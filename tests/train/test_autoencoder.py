@@ -1,4 +1,5 @@
-"""The autoencoder: where it starts, what it has to put up with, and that it beats the linear code it starts from."""
+"""The autoencoder: its starting point, the noise it must tolerate, and its gain over
+the linear code it starts from."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""The dry run counts what training does: its numbers against real tensors and closed forms."""
+"""The dry run predicts the cost of training: its numbers compared with real tensors and
+closed forms."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ def test_bytes_alive_and_operations_are_counted_on_any_device_alike() -> None:
             d.sum().backward()
         counts.append((tally.now_bytes, tally.peak_bytes, tally.flops))
     assert counts[0] == counts[1]
-    assert counts[0][2] == 3 * 2 * 64 * 64 * 32  # forward, and two products back
+    assert counts[0][2] == 3 * 2 * 64 * 64 * 32  # forward, and two products backward
 
 
 def test_attention_without_storage_has_the_operations_of_the_real_one() -> None:
@@ -72,7 +73,8 @@ def test_a_turn_without_storage_costs_what_a_real_one_does(
 ) -> None:
     monkeypatch.setattr(tv2v_flow_matching.CascadeRoles, "load", lambda *_, **__: None)
     real, meta = (turn_of(tiny(), device) for device in ("cpu", "meta"))
-    # The CPU multiplies attention out: it keeps the weights, and counts 8 for 10.
+    # The CPU computes attention explicitly: it keeps the weights, and counts 8 products
+    # instead of 10.
     assert real[0] < meta[0] < 1.15 * real[0]
     assert 0.6 * real[1] < meta[1] < 1.05 * real[1]
 
@@ -96,7 +98,7 @@ def test_costs_of_many_layers_follow_from_those_of_one_and_two() -> None:
 
 
 def test_eight_gpus_of_80_gb_train_the_published_transformer() -> None:
-    """Flow matching at 960 x 1664, 12 latent frames a GPU."""
+    """Flow matching at 960 x 1664, 12 latent frames per GPU."""
     recipe = RECIPES["tv2v_flow_matching"].load()
     config = recipe.configure(steps=10_000, seed=1, profile=ULTRAFLASH)  # pyright: ignore[reportCallIssue]
     found = cost.cost_of(recipe, config, cost.Fleet())

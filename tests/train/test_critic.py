@@ -1,4 +1,5 @@
-"""The critic that tells true frames from drawn ones, and the loss that trains both sides at once."""
+"""The critic that distinguishes real frames from generated ones, and the loss that
+trains both sides at once."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Which licences may shape shipped weights, and how samples are drawn."""
+"""Licences allowed for shipped weights, and sampling."""
 
 import json
 from dataclasses import replace
@@ -104,7 +104,7 @@ def test_words_go_with_the_sample_of_their_clip() -> None:
 @pytest.mark.parametrize("scale", [2, 3])
 def test_a_sample_is_a_pure_function_of_seed_and_index(scale: int) -> None:
     first, second = dataset(), dataset()
-    second.sample(0, scale)  # what was drawn before does not matter
+    second.sample(0, scale)  # earlier draws do not matter
     for index in (7, 8, 9):
         low, high = first.sample(index, scale)
         again_low, again_high = second.sample(index, scale)
@@ -130,5 +130,6 @@ def test_a_batch_is_a_pure_function_of_its_number_and_shares_one_scale() -> None
 def test_a_clip_sometimes_starts_as_a_stream_does() -> None:
     _, high = dataset(config=replace(PAIRS, first_frame_share=1.0, shares=(("clip", 1.0),))).sample(3, 2)
     steps = high.diff(dim=1).abs().amax((0, 2, 3))
-    # The first frame three times; at the end instead where the clip was turned around in time.
+    # The first frame is repeated three times; at the end instead if the clip was
+    # reversed.
     assert steps.tolist()[:2] == [0, 0] or steps.tolist()[1:] == [0, 0]

@@ -1,4 +1,5 @@
-"""Recipe ``decoder`` with low-resolution frames as its condition: from drawn scenes to a file that serves."""
+"""Recipe ``decoder`` with low-resolution frames as its condition: from rendered scenes
+to a file that `upscale` can use."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +35,7 @@ PAIRS = PairConfig(frames=8, crop_px=32, shares=(("scene", 1.0),), degradation=C
 
 
 def drawn_scenes(count: int, *, seed: int) -> list[Material]:
-    """Clips of drawn scenes."""
+    """Clips of rendered scenes."""
     frames = [draw_scene(seed, number, 4, (96, 160)) for number in range(count)]
     bytes_ = [(x.permute(1, 2, 3, 0) * 255).round().to(torch.uint8).numpy() for x in frames]
     licence = "made for this project (test)"
@@ -76,7 +77,7 @@ def roles_of(run: Path, *, condition: str) -> tuple[decoder.DecoderRecipeConfig,
 
 @torch.no_grad()
 def error(run: Path, *, condition: str) -> float:
-    """Mean square error on held-out scenes."""
+    """Return the mean square error on held-out scenes."""
     config, roles = roles_of(run, condition=condition)
     unseen = PairDataset(drawn_scenes(4, seed=0), PAIRS, seed=9, scale_of={2: 1.0})
     made, truth = decoder.clips(config, roles, unseen.batch(0, 6), generator_of("unused"))

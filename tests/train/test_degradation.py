@@ -1,4 +1,4 @@
-"""The low-resolution partner: the same for the same arguments, and in the same place."""
+"""Low-resolution counterparts: deterministic, and aligned with the original."""
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ CONFIGS = [
 
 
 def centroid(frames_thwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """The centre of the light as shares of height and width, weighed by luma."""
+    """Return the luma centroid as fractions of height and width."""
     luma = (frames_thwc.astype(np.float64) @ (0.299, 0.587, 0.114)).mean(axis=0) - 16
     luma = luma.clip(4) - 4
     rows, columns = ((np.arange(size) + 0.5) / size for size in luma.shape)
@@ -28,7 +28,7 @@ def centroid(frames_thwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 
 
 def lopsided(side: int) -> npt.NDArray[np.uint8]:
-    """A still of an asymmetric white shape, off the centre, on black."""
+    """Return a still of an asymmetric white shape, off centre, on black."""
     clip = np.full((4, side, side, 3), 16, dtype=np.uint8)
     clip[:, side // 4 : side // 2, side // 3 : side * 3 // 4] = 235
     clip[:, side // 2 : side * 2 // 3, side // 3 : side // 2 - 3] = 200

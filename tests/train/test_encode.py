@@ -73,7 +73,7 @@ def test_a_sample_holds_latents_partners_words_and_where_they_come_from(shards: 
     assert sample.read("text.npy").shape[1] == 24
     logs = [entry["operator"] for each in found.samples for log in each.facts["partners"] for entry in log]
     assert {"generator", "deliver"} & set(logs)
-    with tarfile.open(sample.shard) as tar:  # as any reader of WebDataset sees it
+    with tarfile.open(sample.shard) as tar:  # as any WebDataset reader sees it
         names = [name for name in tar.getnames() if name.startswith(sample.key)]
     assert names[-1] == f"{sample.key}.json" and len(names) == 5
 
@@ -132,9 +132,9 @@ def random_shard(folder: Path) -> Path:
 
 
 def test_the_published_chain_trains_on_shards_at_a_tiny_size(tmp_path: Path) -> None:
-    """Flow matching from a text-to-video transformer, distillation, preference: with embedded
-    words, recomputed activations, frozen networks in bfloat16, a part decoded, six groups of
-    which the last are learned from."""
+    """Flow matching from a text-to-video transformer, distillation, preference: with
+    prompt embeddings, recomputed activations, frozen networks in bfloat16, partial
+    decoding, and six groups of which the last ones are learned."""
     from safetensors.torch import save_file
 
     shards = random_shard(tmp_path / "shards")

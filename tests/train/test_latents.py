@@ -203,7 +203,7 @@ def test_channels_weigh_as_much_as_the_decoder_makes_of_them() -> None:
 
     def loss(power: float) -> float:
         batch = clip.clone(), ("a ball",), 0, torch.zeros((1, 2, 12, 12), dtype=torch.bool)
-        batch[0][0, 5] = 10.0  # an error of this channel: nothing is drawn yet
+        batch[0][0, 5] = 10.0  # an error of this channel: the network is not trained yet
         return generator.loss(replace(config, pixel_power=power), roles, batch, generator_of("w"))["flow"].item()
 
     assert loss(1.0) > 2 * loss(0.0)
@@ -255,7 +255,7 @@ def test_clips_from_anywhere_in_a_scene_are_whole_chunks_and_teach_their_last_on
         torch.nn.init.normal_(roles.generator.head.head.weight, std=0.1)
     latents, words, _, cover = generator.scene_batch(config, tmp_path, 0)
     wrong = latents.clone()
-    wrong[:, :, :-2] += 10  # what the first chunks are, the network is not asked to draw
+    wrong[:, :, :-2] += 10  # the network does not predict the first chunks
     errors = [
         generator.loss(config, roles, (each, words, first, cover), generator_of("later"))["flow"].item()
         for each in (latents, wrong)

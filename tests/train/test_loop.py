@@ -20,13 +20,13 @@ from ultraflash_cli.train.run_log import RunLog
 
 
 def numbered(number: int) -> Batch:
-    """A batch that is a function of its number."""
+    """Return a batch that depends only on its number."""
     low = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(number))
     return low, low.roll(1, dims=-1) + 0.5, number
 
 
 class Toy(nn.Module):
-    """A convolution for the kernels' optimiser and a bias for the other one."""
+    """A convolution for the kernel optimiser and a bias for the other one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,8 @@ class Toy(nn.Module):
 
 
 def squares(losses: list[float], model: nn.Module, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """A loss with draws of both kinds: from the generator it is given, and from torch's own."""
+    """A loss with random numbers of both kinds: from the given generator, and from
+    torch's global one."""
     low, high, _ = batch
     shaken = low + 0.1 * torch.randn(low.shape, generator=rng) + 0.1 * torch.randn(low.shape)
     loss = (model(shaken) - high).square().mean()
@@ -49,7 +50,7 @@ def squares(losses: list[float], model: nn.Module, batch: Batch, rng: torch.Gene
 
 
 def train(folder: Path, *, stop: int | None = None, steps: int = 12) -> tuple[list[float], nn.Module]:
-    """Train the toy; with ``stop``, leave by an error at that step, as a killed run would."""
+    """Train the toy; with ``stop``, raise an error at that step, like a killed run."""
     losses: list[float] = []
     config = LoopConfig(steps=steps, warmup=2, save_every=4, rate=1e-2, kernel_rate=0.01, batch=2, log_every=3)
 
@@ -94,7 +95,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 def test_the_log_of_a_stopped_run_that_went_on_is_that_of_a_whole_one(tmp_path: Path) -> None:
     losses, _ = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", stop=10)  # its log has a row of step 9, behind the checkpoint
+        train(tmp_path / "stopped", stop=10)  # its log has a row for step 9, after the checkpoint
     train(tmp_path / "stopped")
     whole, stopped = (RunLog(tmp_path / name).rows() for name in ("whole", "stopped"))
     assert [row["step"] for row in whole] == [3, 6, 9, 12]
@@ -151,7 +152,8 @@ def test_a_kernel_step_moves_all_directions_alike(tmp_path: Path) -> None:
 
     config = LoopConfig(steps=1, warmup=0, kernel_rate=0.1)
     batches = Prefetcher(numbered, workers=0)
-    # The average of the first step is one tenth old; it still lies on the line of the step.
+    # The average after the first step has a share of one tenth of the old weights, so
+    # it lies on the line of the step.
     run_loop(model, (Learner(loss=pull, is_kernel=lambda _: True),), batches, config, tmp_path)
     values = torch.linalg.svdvals((model.weight.detach() - before).flatten(1))
     assert values.max() < 2 * values.min()
@@ -171,7 +173,7 @@ def test_no_batches_come_where_none_are_left() -> None:
 
 
 class Roles(nn.Module):
-    """Two networks and one that nobody trains."""
+    """Two trained networks and a frozen one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +183,8 @@ class Roles(nn.Module):
 
 
 def towards(role: str, target: str, turns: list[str], roles: nn.Module, batch: Batch, rng: torch.Generator) -> Any:
-    """Pull a role's output to another's; also notes whose turn it is, and who could learn in it."""
+    """Pull a role's output to another's; also record the current learner and the roles
+    with gradients."""
     able = {name.split(".")[0] for name, p in roles.named_parameters() if p.requires_grad}
     assert able - {"teacher"} == {role}
     turns.append(role)
@@ -262,7 +265,7 @@ def torchrun(repository: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """One process with the batches of two: its weights and its log."""
+    """Train one process with the batches of two; return its weights and its log."""
     folder = tmp_path_factory.mktemp("alone")
     weights = two_processes.train(folder, accumulate=2).state_dict()
     return weights, RunLog(folder).rows()
@@ -275,12 +278,13 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(
     tmp_path: Path,
     repository: Path,
 ) -> None:
-    """With all networks in each process; and with learners sharded over both, which were
-    killed in between. What two sharded processes saved, one process continues from, too."""
+    """Tested with all networks in each process, and with learners sharded over both and
+    a kill in between. One process can also continue from the checkpoint of two sharded
+    ones."""
     weights, rows = alone
     if way == "sharded":
         folder = tmp_path / "killed"
-        torchrun(repository, str(folder), way, "stop", "6")  # behind the checkpoint of step 2
+        torchrun(repository, str(folder), way, "stop", "6")  # after the checkpoint of step 2
         assert (folder / "state" / "00000002" / ".metadata").exists()
         assert [row["step"] for row in RunLog(folder).rows()] == [3]
         shutil.copytree(folder, tmp_path / "resumed")

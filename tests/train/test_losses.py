@@ -1,4 +1,4 @@
-"""What the losses reward and what they do not."""
+"""Properties that the losses reward or do not reward."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ Structural = Callable[[Tensor, Tensor], Tensor]
 
 
 def planes() -> Tensor:
-    """Luma planes [4, 1, 64, 64] of a made clip."""
+    """Return luma planes [4, 1, 64, 64] of a generated clip."""
     frames = torch.from_numpy(moving_shapes(3, frames=4, side=64)).permute(3, 0, 1, 2).float() / 255
     return luma(frames[None]).transpose(1, 2).flatten(0, 1)
 

@@ -1,4 +1,5 @@
-"""The paper's recipes at toy size: each learns, and each stage starts from what the one before has made."""
+"""The paper's recipes at toy size: each learns, and each stage starts from the result
+of the previous one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,7 +64,8 @@ def test_the_distilled_student_beats_the_one_step_it_started_with(chain: Chain) 
     chain.dmd()
     before, after = chain.errors["causal_dmd"]
     assert {"matching", "guidance"} <= after.keys()
-    # From seed to seed these come to 0.86 to 0.94 and 0.78 to 0.91 of what they were.
+    # Depending on the seed, these fall to 0.86 to 0.94 and 0.78 to 0.91 of their
+    # initial values.
     assert after["regression"] < 0.97 * before["regression"]
     shown = ("regression", "reward_texture", "reward_temporal")
     assert sum(after[name] for name in shown) < 0.95 * sum(before[name] for name in shown)
@@ -73,7 +75,7 @@ def test_a_preference_tuned_student_prefers_what_the_stronger_model_makes_of_hel
     config = toy(cascade_dpo, 40)
     roles = cascade_dpo.start(config, [], cascade_dpo.merge([chain.tv2v(), chain.dmd()]))
     before = held_out(cascade_dpo, config, roles)["preference"]
-    assert before == pytest.approx(0.6931, abs=1e-3)  # model and reference are one
+    assert before == pytest.approx(0.6931, abs=1e-3)  # model and reference are identical
     train(cascade_dpo, config, roles, chain.folder / "dpo")
     after = held_out(cascade_dpo, config, roles)["preference"]
     make = batches_of(cascade_dpo, config, held_out=True)
@@ -93,7 +95,8 @@ def test_the_generator_learns_the_flow_to_drawn_scenes(chain: Chain) -> None:
 
 @torch.no_grad()
 def distance(roles: CascadeRoles) -> float:
-    """How far the latents of roll-outs are from those of held-out scenes: a sliced Wasserstein distance."""
+    """Return the sliced Wasserstein distance between the latents of roll-outs and those
+    of held-out scenes."""
     directions = nn.functional.normalize(torch.randn(64, 8, generator=generator_of("directions")), dim=1)
 
     def profile(latents: Tensor) -> Tensor:
@@ -112,7 +115,8 @@ def distance(roles: CascadeRoles) -> float:
 
 def test_the_distilled_generator_draws_in_two_steps_what_looks_more_like_scenes(chain: Chain) -> None:
     config = toy(generator_distil, 200, size=SCENE_SIZE, shift=3.0, guidance=1.0)
-    # At this rate the distance falls to 0.76 to 0.86 of what it was, from seed to seed; at half of it hardly.
+    # At this rate the distance falls to 0.76 to 0.86 of its initial value, depending on
+    # the seed; at half the rate it hardly falls.
     config = replace(config, loop=replace(config.loop, rate=2e-3))
     roles = generator_distil.start(config, [], chain.generator())
     before = distance(roles)

@@ -1,4 +1,5 @@
-"""Kept pairs are what they say, and the recipe that tunes the pixel path starts, keeps and learns as it should."""
+"""Stored pairs match their description, and the recipe that tunes the pixel path
+starts, preserves and learns correctly."""
 
 import json
 from dataclasses import asdict, replace
@@ -32,7 +33,7 @@ CUTS = CutConfig(frames=3, side_px=32)
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pairs at x2, one of each kind at least, and one at x3."""
+    """Four pairs at x2, at least one of each kind, and one at x3."""
     material, folder = tmp_path_factory.mktemp("material"), tmp_path_factory.mktemp("pairs")
     write_materials(material, made_materials(2, side=96))
     config = PairConfig(
@@ -48,7 +49,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A learned distance whose weights are drawn."""
+    """A learned distance with random weights."""
     write_likeness_package(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 

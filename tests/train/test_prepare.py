@@ -1,4 +1,4 @@
-"""Preparing material: what is taken, how it is shrunk, and pages that come out the same."""
+"""Preparing material: selection, downscaling, and reproducible pages."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def row(file: str, *, licence: str = "Apache-2.0 (repo LICENSE)", split: str = "
 
 @pytest.fixture
 def fonts(tmp_path: Path) -> Path:
-    """A folder with the one font that Pillow carries."""
+    """A folder with the one font that Pillow includes."""
     font = ImageFont.load_default(20)
     assert isinstance(font, ImageFont.FreeTypeFont)
     assert isinstance(font.path, io.BytesIO)

@@ -1,4 +1,5 @@
-"""The recipes learn, start where they say, and train the very networks that serve."""
+"""The recipes learn, start as documented, and train the same network classes that run
+at inference."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ def clip(frames: int, side: int, seed: int = 3) -> Tensor:
 
 
 def shaken(roles: nn.Module, seed: int = 4) -> None:
-    """Give every parameter that starts at zero something to do."""
+    """Set every parameter that starts at zero to a nonzero value."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in roles.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -71,7 +72,7 @@ def test_pixels_learns_in_forty_steps_what_lanczos_lacks_on_held_out_clips(tmp_p
     batches = Prefetcher(lambda number: learned.batch(number, 4), workers=0)
     run_loop(roles, pixels.learners(config), batches, loop, tmp_path)
     luma, total = errors()
-    # From seed to seed, and in both precisions, these come to 0.78 and 0.83.
+    # For different seeds and both precisions, these reach 0.78 and 0.83.
     assert luma < 0.86 * lanczos_luma
     assert total < 0.91 * lanczos
 

@@ -1,4 +1,4 @@
-"""Two processes train what one does, for every recipe."""
+"""Two processes train the same weights as one, for every recipe."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog
 def test_two_sharded_processes_train_every_recipe_as_one_does(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Learners and frozen transformers sharded, activations recomputed: losses and weights of
-    every recipe, by one torchrun."""
+    """Learners and frozen transformers sharded, activations recomputed: losses and
+    weights of every recipe, with one torchrun."""
     program = Path(recipes_in_processes.__file__)
     done = subprocess.run(
         [
@@ -39,7 +39,7 @@ def test_two_sharded_processes_train_every_recipe_as_one_does(
         for key, value in alone.items():
             if key in recipes_in_processes.ANYTHING:
                 continue
-            # Steps of normalised gradients make much of rounding where a gradient is small.
+            # Steps of normalised gradients amplify rounding if a gradient is small.
             apart, moved = float((both[key] - value).norm()), float((value - start[key]).norm())
             assert apart <= 0.2 * moved + 1e-5 * float(value.norm()), f"{name} {key}: {apart} of {moved}"
         losses = losses_of(tmp_path / "both" / name)
@@ -52,6 +52,6 @@ def test_two_sharded_processes_train_every_recipe_as_one_does(
 
 
 def losses_of(folder: Path) -> list[float]:
-    """All terms of a run's log, in order."""
+    """Return all loss terms of a run's log, in order."""
     rows = RunLog(folder).rows()
     return [value for row in rows for key, value in row.items() if key not in NOT_LOSSES]

@@ -1,4 +1,4 @@
-"""The report of a run: everything on one page, and nothing from elsewhere."""
+"""The report of a run: everything on one page, without external resources."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from ultraflash_cli.video.stills import write_png
 
 
 def made_run(folder: Path, *, samples: int = 9) -> Path:
-    """A run's folder as one that validates leaves it."""
+    """The folder of a run with validation."""
     record = RunRecord(
         recipe="tv2v_flow_matching",
         recipe_hash="ab12",

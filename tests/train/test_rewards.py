@@ -1,4 +1,5 @@
-"""Rewards: what they prefer, that gradients reach the pixels, and how others join."""
+"""Rewards: their preferences, gradients that reach the pixels, and rewards from
+plug-ins."""
 
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -147,7 +148,7 @@ def test_rewards_are_weighed_and_those_without_weight_not_computed() -> None:
 
 @pytest.fixture
 def made_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of that name whose weights are drawn."""
+    """A package of that name with random weights."""
     write_likeness_package(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -172,7 +173,8 @@ def test_the_learned_reward_looks_at_each_frame_and_gradients_reach_the_pixels(s
     ("trunk", "expected"), [("alex", (0.00371384, 0.00310440)), ("vgg", (0.00643736, 0.00661163))], ids=["alex", "vgg"]
 )
 def test_the_learned_distance_is_what_its_package_measures(trunk: Trunk, expected: tuple[float, float]) -> None:
-    """The numbers are those of stlpips_pytorch 0.0.2 for `LPIPS(net=trunk, variant="shift_tolerant")`."""
+    """The values come from stlpips_pytorch 0.0.2 for `LPIPS(net=trunk,
+    variant="shift_tolerant")`."""
     rng = torch.Generator().manual_seed(5)
     a = torch.rand(2, 3, 40, 52, generator=rng)
     b = (a + 0.1 * torch.randn(a.shape, generator=rng)).clamp(0, 1)

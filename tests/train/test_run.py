@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The built-in networks on crops so small that a step takes no time."""
+    """Use the built-in networks on crops so small that a step takes no time."""
 
     def configure(*, steps: int, seed: int, toy: bool = False) -> pixels.PixelsConfig:
         loop = LoopConfig(steps=steps, seed=seed, warmup=1, save_every=2, batch=1)
@@ -57,7 +57,7 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
     assert {name: told[name] for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")} == {
         name: str(record[name]) for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")
     }
-    assert float(told["luma"]) > 0  # the last logged losses are the metrics it has
+    assert float(told["luma"]) > 0  # the last logged losses become the metrics
     listing.write_text(manifest_text({"lite/other": replace(read_manifest()["lite/encoder"], name="lite/other")}, {}))
 
     export = ["train", "export", str(out), "--out", str(lite), "--list", str(listing)]
@@ -132,7 +132,8 @@ def test_a_run_goes_on_only_with_the_same_settings(
 def test_the_seed_fixes_the_weights(data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         assert train(data, tmp_path / name, "--seed", seed, steps=1) == 0
-    # The whitened filters are eigenvectors, whose signs LAPACK chooses by rounding: they are left out.
+    # The whitened filters are eigenvectors, whose signs LAPACK chooses by rounding:
+    # they are not compared.
     a, b, c = (
         {key: value for key, value in tensors.items() if not key.startswith("pixels.embed.")}
         for tensors in (read_tensors(tmp_path / name / "average.safetensors") for name in "abc")

@@ -1,4 +1,5 @@
-"""Drawn scenes at two sizes, and a generator's answers to their captions."""
+"""Rendered scenes at two sizes, and clips that a generator makes from their
+captions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ WINDOW = SceneWindow(latents=2, rows=4, columns=6, step=2)
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    """Random ones of the whole cascade."""
+    """Random weights of the whole cascade."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         parts = ("encoder", "upsamplers", "decoder", "sr_dit", "generator", "text_encoder")
@@ -90,7 +91,7 @@ def test_windows_of_both_sizes_show_the_same_place(pairs: Path) -> None:
 
 
 def window(latents: Tensor, scene: int, first: int, top: int, left: int, shrink: int) -> Tensor:
-    """The part of a scene that WINDOW shows there."""
+    """Return the part of a scene that WINDOW selects there."""
     rows = slice(top // shrink, (top + WINDOW.rows) // shrink)
     columns = slice(left // shrink, (left + WINDOW.columns) // shrink)
     return latents[scene, :, first : first + WINDOW.latents, rows, columns]

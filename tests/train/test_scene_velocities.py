@@ -1,4 +1,4 @@
-"""The velocities that a generator is taught to choose are those of the scenes."""
+"""The velocities that a generator learns to choose are those of the scenes."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""Scenes drawn by code: the same every time, saying what they show, moving where they say."""
+"""Scenes rendered by code: deterministic, described by their captions, and moving as
+described."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def with_thing(kind: Kind, colour: Colour, motion: str, place: Place = "field") 
 
 
 def middle(scene: Scene, second: float) -> tuple[float, float]:
-    """The mean place (x, y) of what the thing changes in the picture."""
+    """Return the mean position (x, y) of the pixels that the thing changes."""
     plain = render(replace(scene, thing=None), second, **SIZE).astype(int)
     changed = np.abs(render(scene, second, **SIZE).astype(int) - plain).sum(axis=2) > 60
     rows, columns = np.nonzero(changed)
@@ -91,7 +92,7 @@ def words_of(scene: Scene, wording: int = 0) -> list[str]:
 
 
 def share(said: list[list[str]], *words: str) -> float:
-    """How many of these captions have one of these words."""
+    """Return the fraction of these captions that contain one of these words."""
     return sum(bool(set(words) & set(each)) for each in said) / len(said)
 
 
@@ -126,7 +127,8 @@ def test_captions_fit_the_prompt_encoder() -> None:
 
 
 def test_no_word_of_one_time_place_kind_or_colour_is_used_for_another() -> None:
-    """Words that are in every caption, such as "the", mean nothing; those of one group only mean that group."""
+    """Words in every caption, such as "the", have no meaning; words in only one group
+    mean that group."""
     scenes = [random_scene(seed) for seed in range(4000)]
     said = [set(words_of(scene, 1)) for scene in scenes]
 
@@ -211,7 +213,7 @@ def test_a_thing_has_its_colour(colour: Colour, channel: int) -> None:
 @pytest.mark.parametrize("time", get_args(Time))
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_thing_keeps_its_colour_in_any_light_and_stands_out(kind: Kind, time: Time) -> None:
-    """Around the middle of what a thing changes in the picture."""
+    """Checked around the middle of the pixels that a thing changes."""
     scene = replace(with_thing(kind, "red", "right", "sea" if kind == "boat" else "hills"), time=time)
     assert scene.thing is not None
     plain, seen = render(replace(scene, thing=None), 2.5, **SIZE).astype(float), dict[Colour, npt.NDArray[Any]]()

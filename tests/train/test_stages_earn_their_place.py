@@ -1,9 +1,11 @@
-"""The chain of the next model at toy size, on drawn scenes: every stage brings the picture nearer to the renderer's.
+"""The chain of recipes at toy size, on rendered scenes: every stage brings the picture
+closer to the renderer's.
 
-A recipe that only lowers its own loss may make pictures worse; here each stage is measured against leaving it out, by
-the mean square error of decoded frames of scenes that none has seen. The transformer's stages run with what the
-published size needs: learners and teachers sharded, blocks that recompute their activations, hybrid rewards, the
-shrinking memory of dynamic cache management, and kept pairs that count by a reward margin.
+A recipe that only lowers its own loss may make pictures worse; here each stage is
+measured against leaving it out, by the mean square error of decoded frames of held-out
+scenes. The transformer's stages run with what the published size needs: learners and
+teachers sharded, blocks that recompute their activations, hybrid rewards, the shrinking
+memory of dynamic cache management, and kept pairs that count by a reward margin.
 """
 
 import math
@@ -40,13 +42,14 @@ PROFILE = replace(
     generator=None,
     text_encoder=None,
 )
-"""The built-in model's autoencoder, whose components need no training, and toys between its halves."""
+"""The built-in model's autoencoder, initialised with principal components that need no
+training, and toy networks between its halves."""
 
 Weights = dict[str, Tensor]
 
 
 class Scenes:
-    """Drawn scenes at both sizes, with captions."""
+    """Rendered scenes at both sizes, with captions."""
 
     def __init__(self, seed: int, count: int, latents: int = LATENTS, clips: int = CLIPS) -> None:
         self.clips = clips
@@ -57,25 +60,26 @@ class Scenes:
         self.captions = [scene_caption(seed, number, rng) for number in numbers]
 
     def frames(self, number: int) -> Batch:
-        """Clips of a batch at both sizes and the scale."""
+        """Return the clips of a batch at both sizes, and the scale."""
         picked = [(self.clips * number + i) % len(self.captions) for i in range(self.clips)]
         return self.low[picked], self.high[picked], 2
 
     def worded(self, number: int) -> Batch:
-        """The same, and captions."""
+        """Return the same, and captions."""
         return *self.frames(number), tuple(
             self.captions[(self.clips * number + i) % len(self.captions)] for i in range(self.clips)
         )
 
 
 def even_colours(frames_bcthw: Tensor) -> Tensor:
-    """A reward without reference: channels of a frame that differ little in strength."""
+    """A reward without reference: it prefers frames whose channels have similar
+    levels."""
     return -frames_bcthw.mean((3, 4)).std(dim=1)
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Generator[ProcessGroup]:
-    """A group of one process, whose networks are sharded all the same."""
+    """A process group of size one, in which networks are sharded all the same."""
     meeting = tmp_path_factory.mktemp("group") / "meeting"
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
     yield ProcessGroup(shards=True, shards_frozen=True)
@@ -101,7 +105,7 @@ def trained(
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory, sharded: ProcessGroup) -> dict[str, float]:
-    """What is left after every stage, each trained from the one before."""
+    """Return the error left after every stage, each trained from the one before."""
     scenes, folder = Scenes(1, SCENES), tmp_path_factory.mktemp("chain")
     coder = CascadeRoles(PROFILE, ("encoder", "decoder"))
     start_from_components(coder, scenes.high[:8])
@@ -142,7 +146,8 @@ def errors(tmp_path_factory: pytest.TempPathFactory, sharded: ProcessGroup) -> d
 
 @torch.no_grad()
 def _preference(config: Any, given: Weights, preferring: Weights) -> float:
-    """The loss of a preference for the true latents of long clips over what the student makes of them."""
+    """Return the preference loss for the true latents of long clips over the
+    student's."""
     roles = cascade_dpo.start(config, [], given)
     own = {name.removeprefix("sr_dit."): x for name, x in preferring.items() if name.startswith("sr_dit.")}
     roles.sr_dit.load_state_dict(own)
@@ -153,8 +158,9 @@ def _preference(config: Any, given: Weights, preferring: Weights) -> float:
 
 @torch.no_grad()
 def _left(weights: Weights, scenes: Scenes) -> dict[str, float]:
-    """Mean square errors of what comes of small clips: latents enlarged by a plain filter, by the upsampler, refined
-    in one step, and encoded at the large size."""
+    """Return mean square errors of results from small clips: latents enlarged by a
+    plain filter, by the upsampler, refined in one step, and encoded at the large
+    size."""
     roles = CascadeRoles(PROFILE, ("encoder", "upsamplers", "decoder", "sr_dit", "text_encoder"), words=TOY_WORDS)
     roles.load(weights)
     small = roles.encode(scenes.low)
@@ -180,5 +186,7 @@ def test_the_student_of_one_step_is_better_than_one_step_of_its_teacher(errors: 
 
 
 def test_the_preference_for_the_truth_is_learned_and_loses_nothing_of_what_was(errors: dict[str, float]) -> None:
-    assert errors["preference"] < 0.995 * math.log(2)  # without the stage: the reference, which prefers neither
+    assert errors["preference"] < 0.995 * math.log(
+        2
+    )  # without the stage: the loss of the reference, which prefers neither
     assert errors["preferring"] < 1.02 * errors["student"]

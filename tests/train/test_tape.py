@@ -1,4 +1,5 @@
-"""Tapes and discs: each operator does what its name says, again and again the same, and keeps size and place."""
+"""Tapes and discs: each operator does what its name says, deterministically, and keeps
+size and position."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""What the tests run under torchrun: a small transformer with a critic, and a convolution, sharded or not."""
+"""Script that the tests run under torchrun: a small transformer with a critic, and a
+convolution, sharded or not."""
 
 import sys
 from dataclasses import replace
@@ -38,12 +39,13 @@ class Duo(nn.Module):
 
 
 def batch(number: int) -> Batch:
-    """Latents and their number."""
+    """Return latents and their number."""
     return torch.randn(1, 8, 4, 4, 4, generator=torch.Generator().manual_seed(number)), number
 
 
 def towards(role: str, other: str, roles: Duo, made: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Pull a role's flow to another's; draws and, in every second batch, a convolution before it."""
+    """Pull a role's flow to another's, with random numbers and, in every second batch,
+    a convolution before it."""
     clip, number = made
     if number % 2 and role == "student":
         clip = roles.mix(clip)
@@ -55,7 +57,8 @@ def towards(role: str, other: str, roles: Duo, made: Batch, rng: torch.Generator
 
 
 def learners() -> tuple[Learner, ...]:
-    """A critic that follows the student, and a student that follows the teacher in every second step."""
+    """Return a critic that follows the student, and a student that follows the teacher
+    in every second step."""
     student = Learner(
         name="student",
         roles=("student", "mix"),
@@ -67,12 +70,13 @@ def learners() -> tuple[Learner, ...]:
 
 
 def train(folder: Path, **changes: Any) -> nn.Module:
-    """Train alone, with as many batches a step as the processes have together."""
+    """Train in one process, with as many batches per step as the two processes
+    together."""
     return run_loop(Duo(), learners(), Prefetcher(batch, workers=0), replace(CONFIG, **changes), folder)
 
 
 def main(folder: Path, *, shards: bool, stop: int | None) -> None:
-    """Train with the group; stop, as a killed run would, where a batch has that number."""
+    """Train in the process group; stop at a given batch, like a killed run."""
 
     def until(number: int) -> Batch:
         if stop is not None and number >= stop:
