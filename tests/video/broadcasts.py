@@ -1,4 +1,5 @@
-"""Recordings of broadcasts, made small: MPEG-TS with picture and sound, joined, and with timestamps written anew."""
+"""Small broadcast recordings: MPEG-TS with video and audio, joined, and with rewritten
+timestamps."""
 
 import re
 from collections.abc import Callable
@@ -14,17 +15,19 @@ __all__ = ["PICTURE", "SOUND", "TICKS", "recording", "restamped", "telecined", "
 
 TICKS = 90_000
 PICTURE, SOUND = 0x100, 0x101
-"""Where the packets of picture and sound are in an MPEG-TS that FFmpeg writes."""
+"""Packet identifiers of video and audio in an MPEG-TS written by FFmpeg."""
 _PACKET = 188
 _SIZE = (32, 24)
 _SAMPLES = 1152
 
 Change = Callable[[int, int, int], tuple[int, int]]
-"""Gives new times of presentation and of decoding for the n-th ones of a stream."""
+"""Function from the index and the presentation and decoding times of a stream to new
+times."""
 
 
 def recording(path: Path, *, start_s: float = 0, frames: int = 25, sound: bool = True, first: int = 0) -> Path:
-    """Write 25 frames per second with B-frames, and MPEG sound beside them that begins and ends with the picture."""
+    """Write 25 frames per second with B-frames, and MPEG audio that begins and ends
+    with the video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=25, width=_SIZE[0], height=_SIZE[1], options={"bf": "2", "g": "10", "preset": "veryfast"}
@@ -56,7 +59,7 @@ def recording(path: Path, *, start_s: float = 0, frames: int = 25, sound: bool =
 
 
 def restamped(content: bytes, stream: int, change: Change) -> bytes:
-    """Write the times of a stream of an MPEG-TS anew."""
+    """Rewrite the times of a stream of an MPEG-TS."""
     changed = bytearray(content)
     number = 0
     for start in range(0, len(content), _PACKET):
@@ -79,7 +82,7 @@ def restamped(content: bytes, stream: int, change: Change) -> bytes:
 
 
 def unstamped(content: bytes) -> bytes:
-    """Take all times of the picture out of an MPEG-TS or MPEG-PS."""
+    """Remove all times of the video from an MPEG-TS or MPEG-PS."""
     changed = bytearray(content)
     for found in re.finditer(rb"\x00\x00\x01\xe0..[\x80-\xbf]", content, re.DOTALL):
         length = content[found.end() + 1]
@@ -89,7 +92,7 @@ def unstamped(content: bytes) -> bytes:
 
 
 def telecined(content: bytes) -> bytes:
-    """Make a frame and a half of every second frame of MPEG-2, as film is on discs: its first field is repeated."""
+    """Repeat the first field of every second MPEG-2 frame, as for film on discs."""
     changed = bytearray(content)
     for found in re.finditer(rb"\x00\x00\x01\xb5[\x10-\x1f]", content):
         changed[found.end()] &= ~0x08  # no progressive sequence

@@ -1,4 +1,5 @@
-"""Small clips made on the fly, the whole way through the video room, and an independent reader."""
+"""Small generated clips, the whole path through the `video` package, and an independent
+reader."""
 
 import subprocess
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ SUBTITLES = "1\n00:00:00,040 --> 00:00:00,200\nFirst line\n\n2\n00:00:00,240 -->
 
 
 def picture(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
-    """A smooth picture ``[height, width, 3]`` whose three colours all differ, moving with ``number``."""
+    """Return a smooth picture ``[height, width, 3]`` whose three colours all differ,
+    moving with ``number``."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     red = 140 + 70 * np.sin((x + 3 * number) / width * 6)
     green = 110 + 60 * np.sin((y - 2 * number) / height * 5 + 1)
@@ -37,7 +39,8 @@ def picture(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uin
 
 
 def to_yuv444(rgb_hwc: NDArray[np.uint8], *, standard: int, full: bool) -> NDArray[np.uint8]:
-    """The definition of the standards, in floating point: planes ``[3, height, width]``."""
+    """Convert as the standards define it, in floating point: planes ``[3, height,
+    width]``."""
     weight_red, weight_blue = WEIGHTS[standard]
     red, green, blue = np.moveaxis(rgb_hwc.astype(np.float64) / 255, -1, 0)
     luma = weight_red * red + (1 - weight_red - weight_blue) * green + weight_blue * blue
@@ -52,7 +55,7 @@ def to_yuv444(rgb_hwc: NDArray[np.uint8], *, standard: int, full: bool) -> NDArr
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPlan:
-    """What a made clip holds."""
+    """Contents of a generated clip."""
 
     pts: Sequence[int] = tuple(range(12))
     last_duration: int = 1
@@ -158,7 +161,7 @@ def _tone(sound: av.AudioStream, hertz: int, plan: ClipPlan) -> list[av.AudioFra
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A clip that went the whole way with its pixels doubled."""
+    """A clip that was processed end to end with its pixels doubled."""
 
     path: Path
     info: ClipInfo
@@ -166,7 +169,7 @@ class Result:
     plan: StreamPlan
     frames: list[Frame]
     warnings: list[str]
-    """Of reading and of joining."""
+    """Warnings of reading and of joining."""
     segments: list[SegmentFile]
     joined: Joined
 
@@ -232,12 +235,12 @@ def write_segments(
 
 
 def repeated(rgb_hwc: Picture, scale: int) -> Picture:
-    """Every pixel ``scale`` times in both directions."""
+    """Repeat every pixel ``scale`` times in both directions."""
     return rgb_hwc.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def ffmpeg(*arguments: str) -> str:
-    """Run the independent FFmpeg and give what it prints."""
+    """Run the independent FFmpeg and return its output."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -245,7 +248,7 @@ def ffmpeg(*arguments: str) -> str:
 
 
 def shown_times(path: Path) -> list[Fraction]:
-    """When the independent reader shows each frame, in seconds."""
+    """Return the time at which the independent reader shows each frame, in seconds."""
     lines = ffmpeg(
         "-copyts", "-noautorotate", "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base",
         "demux", "-f", "framehash", "-hash", "crc32", "-",
@@ -255,7 +258,8 @@ def shown_times(path: Path) -> list[Fraction]:
 
 
 def copied_hashes(path: Path, kinds: str = "as") -> list[str]:
-    """A hash of the packets of every stream of the kinds (a audio, s subtitle, t attachment), in order."""
+    """Return a hash of the packets of every stream of the given kinds (a audio, s
+    subtitle, t attachment), in order."""
     with av.open(str(path)) as container:
         if not {stream.type[0] for stream in container.streams} & set(kinds):
             return []
@@ -265,7 +269,8 @@ def copied_hashes(path: Path, kinds: str = "as") -> list[str]:
 
 
 def packet_times(path: Path, kind: str) -> list[list[Fraction]]:
-    """Presentation times of the packets of every stream of a kind, in seconds."""
+    """Return the presentation times of the packets of every stream of a kind, in
+    seconds."""
     with av.open(str(path)) as container:
         streams = [stream for stream in container.streams if stream.type == kind]
         times: dict[int, list[Fraction]] = {stream.index: [] for stream in streams}
@@ -279,5 +284,5 @@ def packet_times(path: Path, kind: str) -> list[list[Fraction]]:
 
 
 def mean_error(a: Picture, b: Picture) -> float:
-    """Mean absolute difference in levels."""
+    """Return the mean absolute difference in levels."""
     return float(np.abs(a.astype(np.int32) - b.astype(np.int32)).mean())

@@ -1,4 +1,4 @@
-"""An output against its source, by another FFmpeg."""
+"""Comparing an output with its source using another FFmpeg."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -30,19 +30,20 @@ def checked(result: Result) -> Result:
 
 
 def compare(source: Path, result: Result) -> None:
-    """Frames, times, copied packets, text, tags and chapters, all as another program reads them."""
+    """Compare frames, times, copied packets, text, tags and chapters, as another
+    program reads them."""
     exact = result.path.suffix not in (".mkv", ".webm") or source.suffix in (".mkv", ".webm")
     slack = Fraction(0) if exact else Fraction(1, 1000)
     before, after = shown_times(source), shown_times(result.path)
     moved = after[0] - before[0]
     assert moved <= (Fraction(1, 10) if result.warnings else slack)
     assert max(abs(b - a - moved) for a, b in zip(before, after, strict=True)) <= slack
-    # A converted subtitle is compared by what it says.
+    # Converted subtitles are compared by their text.
     gone = {each.stream.index for each in (*result.plan.dropped, *result.plan.converted)} | {result.info.video_index}
     kept = [each for each in result.plan.copied if each.kind in ("audio", "video", "subtitle")]
     assert {each.index for each in kept}.isdisjoint(gone)
     if source.suffix == ".ts" and any(each.codec == "aac" for each in kept):
-        # What a broadcast puts before each packet of AAC has its place elsewhere in MP4.
+        # The header before each AAC packet in a broadcast is stored elsewhere in MP4.
         (heard,), (plain,) = ([ffmpeg("-i", str(path), "-vn", "-f", "hash", "-hash", "md5", "-")]
                               for path in (source, result.path))  # fmt: skip
         assert heard == plain
@@ -79,7 +80,7 @@ def stream_times(path: Path, index: int) -> list[Fraction]:
 
 
 def facts(path: Path) -> dict[str, str]:
-    """The tags of the file, and its time code wherever it lies."""
+    """Return the tags of the file, and its time code wherever it is stored."""
     with av.open(str(path), metadata_errors="replace") as container:
         tags = dict(container.metadata)
         for stream in container.streams:

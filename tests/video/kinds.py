@@ -11,11 +11,12 @@ __all__ = ["KINDS", "X264", "Kind", "make"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How the independent FFmpeg makes a file, and how far pictures may be from its own conversion."""
+    """FFmpeg arguments that make a file, and the allowed deviation from FFmpeg's own
+    conversion."""
 
     suffix: str
     arguments: str = ""
-    """Of the output: codec, pixel format, tags."""
+    """Arguments for the output: codec, pixel format, tags."""
     source: str = "testsrc2"
     size: str = "64x48"
     rate: int = 25
@@ -23,15 +24,15 @@ class Kind:
     levels: float = 1.0
     """Mean absolute difference allowed, of 255."""
     chroma: str = "left"
-    """Where the chroma lies; the independent reader must be told."""
+    """Position of the chroma samples, which the independent reader must be given."""
     reader: str = ""
-    """What else it must be told."""
+    """Other settings that it must be given."""
     facts: tuple[tuple[str, object], ...] = ()
-    """What the probe must say."""
+    """Facts that the probe must report."""
     make: Callable[[Path], object] | None = None
-    """Changes the file after it was made."""
+    """Function that changes the file after it was made."""
     says: str = ""
-    """A part of the one warning that reading gives; none where empty."""
+    """Part of the only warning on reading; empty for none."""
 
 
 X264 = "-c:v libx264 -preset ultrafast"

@@ -1,6 +1,8 @@
-"""Damages the files of a folder in many ways and reads what is left: ``python -m tests.video.mutants FOLDER 0 60``.
+"""Damage the files of a folder in many ways and read the results: ``python -m
+tests.video.mutants FOLDER 0 60``.
 
-Prints a line before and after each reading, so that a crash of the interpreter shows what it died of.
+Prints a line before and after each reading, so that after a crash of the interpreter
+the cause is known.
 """
 
 import random
@@ -14,7 +16,8 @@ from ultraflash_cli.video.probe import probe
 
 
 def mutated(content: bytes, seed: int) -> bytes:
-    """One of: cut short, single bits flipped, its head damaged, a piece in the middle zeroed, doubled or taken out."""
+    """Return damaged data: truncated, with single bits flipped, with a damaged head, or
+    with a piece in the middle zeroed, duplicated or removed."""
     rng = random.Random(seed)
     data = bytearray(content)
     kind = seed % 6
@@ -34,7 +37,7 @@ def mutated(content: bytes, seed: int) -> bytes:
 
 
 def read_to_the_end(path: Path) -> str:
-    """Say how reading ended; a word and nothing else."""
+    """Return how reading ended, in one word."""
     try:
         info = probe(path)
         count, last = 0, None
@@ -50,7 +53,8 @@ def read_to_the_end(path: Path) -> str:
 
 
 def main(folder: Path, first: int, count: int) -> int:
-    """Read ``count`` mutants, one kind of file after the other; 1 where one of them raised what it must not."""
+    """Read ``count`` mutants, cycling through the kinds of file; return 1 if one of
+    them raised an unexpected error."""
     sources = sorted(path for path in folder.iterdir() if path.is_file() and not path.stem.startswith("mutant"))
     failures = 0
     for seed in range(first, first + count):

@@ -1,4 +1,5 @@
-"""Clips as tapes and discs hold them, made on the fly: fields of different moments, repeated fields, noise."""
+"""Generated clips like those on tapes and discs: fields of different moments, repeated
+fields, noise."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,7 +15,8 @@ Luma = NDArray[np.uint8]
 
 
 def moment(time: float, *, size: tuple[int, int] = (160, 96), speed: float = 3.0) -> Luma:
-    """Luma of a detailed picture that moves by ``speed`` pixels a unit of time."""
+    """Return the luma of a detailed picture that moves ``speed`` pixels per unit of
+    time."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]].astype(np.float64)
     at = time * speed
     waves = 60 * np.sin((x + at) / 7) * np.cos((y + at / 3) / 9) + 40 * np.sin((x * 0.31 + y * 0.2 - at / 2) / 3)
@@ -22,7 +24,8 @@ def moment(time: float, *, size: tuple[int, int] = (160, 96), speed: float = 3.0
 
 
 def woven(fields: Sequence[Luma], *, top_first: bool = True) -> list[Luma]:
-    """Frames of two fields each; the lines of a field are taken from whole pictures of its moment."""
+    """Return frames of two fields each; the lines of a field are taken from a whole
+    picture of its moment."""
     frames: list[Luma] = []
     for first, second in zip(fields[::2], fields[1::2], strict=False):
         frame = first.copy()
@@ -32,24 +35,25 @@ def woven(fields: Sequence[Luma], *, top_first: bool = True) -> list[Luma]:
 
 
 def interlaced(count: int, *, top_first: bool = True) -> list[Luma]:
-    """Frames whose fields lie half a frame apart."""
+    """Return frames whose fields are half a frame apart."""
     return woven([moment(number) for number in range(2 * count)], top_first=top_first)
 
 
 def telecined(film: Sequence[Luma], *, top_first: bool = True) -> list[Luma]:
-    """Film whose pictures last two and three fields in turn."""
+    """Return film whose pictures last alternately two and three fields."""
     fields = [picture for number, picture in enumerate(film) for _ in range(2 + number % 2)]
     return woven(fields, top_first=top_first)
 
 
 def telecined_pal(film: Sequence[Luma]) -> list[Luma]:
-    """Film of 24 pictures a second in 25 frames: every twelfth picture lasts three fields."""
+    """Return film of 24 pictures per second in 25 frames: every twelfth picture lasts
+    three fields."""
     fields = [picture for number, picture in enumerate(film) for _ in range(3 if number % 12 == 11 else 2)]
     return woven(fields)
 
 
 def film_pictures(count: int) -> list[Luma]:
-    """Pictures of film, two and a half fields apart."""
+    """Return pictures of film, two and a half fields apart."""
     return [moment(2.5 * number) for number in range(count)]
 
 
@@ -88,7 +92,8 @@ def write(
 
 
 def write_soft_telecine(path: Path, film: Sequence[Luma]) -> Path:
-    """Write film as discs do: 24 frames a second, flagged to be shown for three and two fields in turn."""
+    """Write film as on discs: 24 frames per second, flagged to be shown alternately for
+    three and two fields."""
     raw = write(
         path.with_suffix(".m2v"), film, codec="mpeg2video", options={"qmin": "2", "qmax": "2", "g": "12", "bf": "2"}
     ).read_bytes()
@@ -96,7 +101,7 @@ def write_soft_telecine(path: Path, film: Sequence[Luma]) -> Path:
     place, shown, before, number = 0, 0, 0, 0
     while (place := coded.find(b"\0\0\1", place)) >= 0:
         kind, extension = coded[place + 3], coded[place + 4] >> 4
-        if kind == 0xB8:  # a group of pictures, which counts them anew
+        if kind == 0xB8:  # a group of pictures, which restarts their count
             before = shown
         elif kind == 0:
             number = before + (coded[place + 4] << 2 | coded[place + 5] >> 6)
@@ -116,7 +121,7 @@ def write_soft_telecine(path: Path, film: Sequence[Luma]) -> Path:
 
 
 def _timed(raw: Path, path: Path) -> None:
-    """Put packets of such a stream into a container, each with its time."""
+    """Mux packets of such a stream into a container, each with its time."""
     field = Fraction(1001, 60000)
     unit = Fraction(1, 90000)
     with av.open(str(raw), format="mpegvideo") as source, av.open(str(path), "w") as target:
@@ -140,7 +145,8 @@ def _timed(raw: Path, path: Path) -> None:
 def coloured(
     count: int, *, size: tuple[int, int] = (320, 240), shift: tuple[int, int] = (0, 0)
 ) -> tuple[list[Luma], list[tuple[Luma, Luma]]]:
-    """Brightness and colours of moving shapes; the colours lie ``shift`` pixels right and down of where they belong."""
+    """Return luma and chroma of moving shapes; the chroma is displaced by ``shift``
+    pixels right and down."""
     rng = np.random.default_rng(5)
     shapes = [
         (rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(14, 34), rng.uniform(-3, 3), rng.uniform(-2, 2))
@@ -154,7 +160,7 @@ def coloured(
         luma, blue, red = np.full_like(x, 110), np.full_like(x, 128), np.full_like(x, 128)
         for (left, top, radius, across, down), tone in zip(shapes, tones, strict=True):
             at = (left + across * number) % size[0], (top + down * number) % size[1]
-            # One edge as soft as the other, like a camera's.
+            # All edges are equally soft, as from a camera.
             for plane, part, moved in ((luma, tone[0], (0, 0)), (blue, tone[1], shift), (red, tone[2], shift)):
                 distance = np.hypot(x - at[0] - moved[0], y - at[1] - moved[1])
                 plane += part / (1 + np.exp((distance - radius) * 1.2))
@@ -164,7 +170,7 @@ def coloured(
 
 
 def framed(luma: Luma, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, black: int = 16) -> Luma:
-    """A picture whose borders are black, with a soft edge."""
+    """Return a picture whose borders are black, with a soft edge."""
     made = luma.copy()
     height, width = luma.shape
     made[:top], made[height - bottom :], made[:, :left], made[:, width - right :] = black, black, black, black
@@ -174,7 +180,8 @@ def framed(luma: Luma, *, left: int = 0, top: int = 0, right: int = 0, bottom: i
 
 
 def head_switched(luma: Luma, lines: int, rng: np.random.Generator) -> Luma:
-    """A picture whose last lines are displaced and noisy, as at the end of a tape's fields."""
+    """Return a picture whose last lines are displaced and noisy, as at the end of a
+    tape's fields."""
     made = luma.copy()
     for line in range(luma.shape[0] - lines, luma.shape[0]):
         made[line] = np.roll(luma[line], int(rng.integers(15, 60)))
@@ -184,7 +191,8 @@ def head_switched(luma: Luma, lines: int, rng: np.random.Generator) -> Luma:
 
 
 def grainy(luma: Luma, rng: np.random.Generator, *, dark: float = 2.0, bright: float = 6.0, soft: float = 0.7) -> Luma:
-    """A picture with grain whose deviation grows with brightness, and whose neighbours are alike."""
+    """Return a picture with grain whose deviation increases with brightness, and whose
+    neighbouring pixels are correlated."""
     reach = np.arange(-3, 4)
     taps = np.exp(-0.5 * (reach / soft) ** 2)
     noise = rng.standard_normal(luma.shape)

@@ -1,4 +1,4 @@
-"""Kinds of streams, and what outputs make of them."""
+"""Kinds of streams, and their expected outputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,19 +33,19 @@ def sound(codec: str, seconds: float = 0.4) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A kind of input and what becomes of it."""
+    """A kind of input and its expected output."""
 
     made: str
-    """Arguments of the FFmpeg that makes it; ``{dir}`` is the test's folder."""
+    """FFmpeg arguments that make it; ``{dir}`` is the test's folder."""
     source: str = "a.mkv"
     suffix: str | None = None
-    """What the user names."""
+    """Suffix of the output that the user names."""
     becomes: str
     codec: str = "auto"
     dropped: tuple[str, ...] = ()
     converted: tuple[str, ...] = ()
     says: str = ""
-    """A piece of the reason for another container."""
+    """Part of the reason for a different container."""
 
 
 ROWS = {

@@ -1,4 +1,5 @@
-"""Hard cuts are found on their frame; flashes, fades, pans and changes of light are not cuts."""
+"""Hard cuts are found at the right frame; flashes, fades, pans and changes of light are
+not cuts."""
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ Clip = list[NDArray[np.uint8]]
 
 
 def scene(seed: int, count: int = 20, *, speed: float = 1.0, size: tuple[int, int] = (48, 64)) -> Clip:
-    """A textured scene under a camera that pans ``speed`` pixels a frame."""
+    """Return a textured scene under a camera that pans ``speed`` pixels per frame."""
     rng = np.random.default_rng(seed)
     height, width = size
     y, x = np.mgrid[0:height, 0 : width + int(speed * count) + 2].astype(float)

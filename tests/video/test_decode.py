@@ -1,4 +1,4 @@
-"""Frames as they are shown: colours by the standards, every time stamp, nothing lost."""
+"""Frames as shown: colours by the standards, every timestamp, nothing lost."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -28,7 +28,8 @@ def read(path: Path) -> tuple[list[Frame], list[str]]:
 
 
 def write_yuv444(path: Path, *, standard: int, full: bool, tag: int | None = None) -> None:
-    """One lossless frame whose samples come from the definition of the standard, not from FFmpeg."""
+    """Write one lossless frame whose samples follow the definition of the standard, not
+    FFmpeg's."""
     planes = to_yuv444(picture(0), standard=standard, full=full)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25, width=64, height=48)

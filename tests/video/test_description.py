@@ -1,4 +1,4 @@
-"""What `probe` tells people of a clip."""
+"""The text output of `probe`."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Settings are chosen from tables, colours come back as they went in, a segment counts only when it is finished."""
+"""Settings are chosen from tables, colours survive a round trip, a segment counts only
+when it is finished."""
 
 import errno
 from dataclasses import replace
@@ -143,7 +144,8 @@ def test_encoder_options_that_the_encoder_refuses_are_a_usage_error_and_nothing_
     check_encoder(replace(spec, options=(("threads", "1"),)))
     if codec != "av1":  # SVT-AV1 is silenced for the whole process (settings.py)
         capfd.readouterr()
-    # Twice: a complaint that is repeated was once taken for none, so the second clip of a batch got through.
+    # Twice: a repeated complaint was once overlooked, so the second clip of a batch got
+    # through.
     for _ in range(2):
         with pytest.raises(UsageError, match="enc-opt"):
             check_encoder(replace(spec, options=(option,)))
@@ -179,10 +181,12 @@ def test_colours_and_tags_come_back_from_a_lossless_trip(
     again = probe(result.path)
     assert again.color == color and again.pix_fmt == pix_fmt
     level = 1 if pix_fmt == "yuv420p" else 257
-    # libswscale cuts off, not rounds, chroma of 8 bits and full range: half a level, about one in blue.
+    # libswscale truncates instead of rounding full-range 8-bit chroma: half a level,
+    # about one in blue.
     most = 1.3 if limits == 2 and level == 1 else 0.5
     for before, after in zip(result.frames, read_frames(again, warn=print), strict=True):
-        # Halved chroma blurs a little each time; what is measured is a shift of colours or levels.
+        # Subsampled chroma blurs a little each time; the test measures a shift of
+        # colours or levels.
         shift = (after.rgb_hwc.astype(float) - before.rgb_hwc.astype(float)).mean(axis=(0, 1)) / level
         assert np.abs(shift).max() < most
         assert np.abs(after.rgb_hwc.astype(float) - before.rgb_hwc).mean() / level < 1 + most
@@ -274,7 +278,8 @@ def test_planes_are_encoded_as_they_are(tmp_path: Path, info: ClipInfo, pix_fmt:
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "ffv1"])
 def test_equal_frames_and_settings_give_equal_segments(tmp_path: Path, info: ClipInfo, codec: str) -> None:
-    # x264 once took other decisions where freed memory held other values (its AVX-512 macroblock tree).
+    # x264 once made different decisions depending on the contents of freed memory (its
+    # AVX-512 macroblock tree).
     spec = choose_spec(info, width_px=160, height_px=112, codec=codec, threads=1)
     rng = np.random.default_rng(0)
     segments: list[bytes] = []
@@ -303,7 +308,8 @@ def test_a_segment_that_is_left_by_an_exception_is_deleted_finished_or_not(tmp_p
 
 @pytest.mark.parametrize("codec", ["ffv1", "prores"])
 def test_frames_of_many_kilobytes_are_joined_whole(tmp_path: Path, codec: str) -> None:
-    # What once lay behind a segment's media data hid its last frame from the reader when that was over 32 KB.
+    # Data after a segment's media data once hid its last frame from the reader if it
+    # exceeded 32 KB.
     plan = ClipPlan(pts=tuple(range(4)), size=(320, 240), codec="ffv1", pix_fmt="yuv444p", options={})
     source = probe(make_clip(tmp_path / "a.mkv", plan))
     spec = choose_spec(source, width_px=320, height_px=240, codec=codec, threads=1)

@@ -1,4 +1,5 @@
-"""Film on tapes and discs: repeated fields are found and taken out, and every frame keeps an exact time."""
+"""Film on tapes and discs: repeated fields are detected and removed, and every frame
+keeps an exact time."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -29,7 +30,8 @@ from ultraflash_cli.video.probe import ClipInfo, probe
 
 
 def read(path: Path, choice: str = "auto") -> tuple[ClipInfo, list[Frame], list[str]]:
-    """A clip as ``--deinterlace`` wants it, its frames and what was said."""
+    """Read a clip with this ``--deinterlace``; return it, its frames and the
+    messages."""
     info = with_deinterlacing(probe(path), choice)  # pyright: ignore[reportArgumentType]
     warnings: list[str] = []
     return info, list(read_frames(info, warn=warnings.append)), warnings
@@ -39,13 +41,13 @@ PAL = Fraction(25)
 
 
 def levels(frame: Frame) -> np.ndarray:
-    """Luma of a grey frame in 8 bits of limited range, as it was written."""
+    """Return the luma of a grey frame in 8-bit limited range, as it was written."""
     most = 255 if frame.rgb_hwc.dtype == np.uint8 else 65535
     return frame.rgb_hwc[:, :, 1] / most * 219 + 16
 
 
 def errors(frames: Sequence[Frame], wanted: Sequence[Luma]) -> list[float]:
-    """Mean absolute difference of each frame to the picture that it should show."""
+    """Return the mean absolute difference of each frame from the expected picture."""
     return [float(np.abs(levels(f) - w).mean()) for f, w in zip(frames, wanted, strict=True)]
 
 
@@ -140,7 +142,7 @@ def test_times_of_film_grow_and_cover_the_clip(lengths: list[int], cuts: list[in
     object.__setattr__(info, "scan", "telecined")
     times, found, pts, held = times_of(info), list[tuple[int, int]](), 0, 0
     for number, duration in enumerate(lengths):
-        if number in cuts:  # the filters begin anew and give what they hold
+        if number in cuts:  # the filters restart and return what they hold
             found += times.take(held)
             held = 0
         times.push(pts, duration)

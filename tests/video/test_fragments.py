@@ -1,4 +1,5 @@
-"""What a browser is shown of a job: pictures upright and in their shape, each in a fragment that can be played."""
+"""The view of a job in a browser: pictures upright and in the right aspect ratio, each
+in a playable fragment."""
 
 import io
 from fractions import Fraction
@@ -23,7 +24,7 @@ def spec(**changes: object) -> EncodeSpec:
 
 
 def picture(dtype: type = np.uint8) -> Picture:
-    """Grey, with a red corner at the top left as coded."""
+    """Return a grey picture with a red corner at the top left as coded."""
     top = np.iinfo(dtype).max
     rgb_hwc = np.full((48, 64, 3), top // 2, dtype)
     rgb_hwc[:20, :28] = (top, 0, 0)

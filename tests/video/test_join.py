@@ -1,4 +1,4 @@
-"""Joins: cut, killed, and checked."""
+"""Joins: truncated, killed, and checked."""
 
 import pickle
 import signal

@@ -1,4 +1,5 @@
-"""A stream against the file that the same segments make, and when its bytes come."""
+"""A stream compared with the file made from the same segments, and the timing of its
+bytes."""
 
 import io
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ Packets = list[list[tuple[int | None, bytes]]]
 
 
 class Sink(io.RawIOBase):
-    """Takes bytes, and cannot jump back."""
+    """A byte sink that is not seekable."""
 
     def __init__(self) -> None:
         self.taken = bytearray()
@@ -41,7 +42,8 @@ class Sink(io.RawIOBase):
 
 
 def packets_of(content: bytes | Path) -> tuple[Packets, list[Any]]:
-    """The packets of every stream with their times, and what else the file says."""
+    """Return the packets of every stream with their times, and the file's other
+    metadata."""
     with av.open(io.BytesIO(content) if isinstance(content, bytes) else str(content), "r") as container:
         packets: Packets = [[] for _ in container.streams]
         streams = [stream for stream in container.streams if not isinstance(stream, AttachmentStream)]
@@ -132,19 +134,20 @@ def test_the_pictures_of_a_segment_are_out_before_the_next_segment_is_asked_for(
                 seen.append(sum(1 for _ in container.decode(video=0)))
 
     stream_clip(segments(), plan_streams(info, suffix, codec=spec.codec), spec, sink, info=info)
-    # Of Matroska the cluster in hand, a quarter of a second, waits for the next one.
+    # In Matroska the current cluster, a quarter of a second, waits for the next one.
     behind = 0 if suffix == ".y4m" else 8
     assert all(end - behind <= count <= end for count, end in zip(seen, (24, 48, 60), strict=True)), seen
 
 
 def test_a_pipe_is_followed_while_it_is_read(tmp_path: Path) -> None:
-    """Sound comes from a second reading that waits for the first, and nothing waits for the pipe's end."""
+    """Audio comes from a second reader that follows the first, and nothing waits for
+    the end of the pipe."""
     source = make_clip(tmp_path / "a.mkv", ClipPlan(pts=tuple(range(40)), audio=("aac",)))
     whole = source.read_bytes()
     result = enlarge(source, tmp_path, suffix=".mkv")
 
     class Slow(io.RawIOBase):
-        """Gives 1,000 bytes at a time."""
+        """A pipe that returns 1,000 bytes at a time."""
 
         def __init__(self) -> None:
             self.given = 0

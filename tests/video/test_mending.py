@@ -1,4 +1,5 @@
-"""What is measured on old footage: borders, torn lines, shifted colours, grain; each against clips made with it."""
+"""Measurements on old footage: borders, head-switching lines, shifted colours, grain;
+each on clips generated with the defect."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_bars_of_a_wide_film_are_cut_alike_on_both_sides(tmp_path: Path) -> None
 
 def test_dark_scenes_and_whole_pictures_lose_nothing(tmp_path: Path) -> None:
     lumas = scenes(20) + [np.full((240, 320), 16, np.uint8)] * 10
-    lumas[5] = framed(lumas[5], left=60)  # something dark on the left in one scene
+    lumas[5] = framed(lumas[5], left=60)  # a dark object on the left in one scene
     info = probe(write(tmp_path / "a.mkv", lumas, rate=PAL))
     done = mend(info, crop="auto")
     assert done.crop is None and done.info == info
@@ -105,7 +106,7 @@ def test_shifted_colours_are_measured_and_moved_back(
     assert np.abs(np.subtract(done.chroma_shift, shift)).max() <= 0.75
     infos.append(mend(infos[0], chroma_shift=f"{shift[0]},{shift[1]}").info)
     before, wanted, after = (np.stack(pictures(each))[:, 12:-12, 12:-12].astype(int) for each in infos)
-    left = 0.45 if pix_fmt == "rgb24" else 0.2  # colours that do not go with the brightness were cut off in RGB
+    left = 0.45 if pix_fmt == "rgb24" else 0.2  # colours outside RGB at this brightness were clipped
     assert np.abs(after - wanted).mean() < left * np.abs(before - wanted).mean()
     assert mend(infos[1], chroma_shift="auto").chroma_shift is None
 
@@ -125,7 +126,8 @@ def test_a_shift_is_told_in_words(tmp_path: Path) -> None:
 
 
 def smooth(number: int) -> np.ndarray:
-    """A dark and a bright half, a little structure, in slow motion."""
+    """Return a picture with a dark and a bright half and a little structure, in slow
+    motion."""
     y, x = np.mgrid[0:240, 0:320].astype(np.float64)
     waves = 20 * np.sin((x + number) / 40) * np.cos((y - number) / 50)
     return (np.where(x < 160, 60, 180) + waves).round().astype(np.uint8)

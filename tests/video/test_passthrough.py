@@ -1,4 +1,5 @@
-"""The finished file against its source, read by an independent FFmpeg: frames, times, streams, tags."""
+"""The finished file compared with its source by an independent FFmpeg: frames, times,
+streams, tags."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -247,7 +248,7 @@ def test_a_broadcast_clock_is_moved_to_zero_with_everything(tmp_path: Path) -> N
 
 
 def test_a_sound_that_begins_before_zero_moves_everything_in_matroska_and_is_named(tmp_path: Path) -> None:
-    # AAC in MP4 begins with silence that is hidden before 0.
+    # AAC in MP4 begins with silence that is hidden before time 0.
     source = make_clip(tmp_path / "a.mp4", ClipPlan(audio=("aac",)))
     assert packet_times(source, "audio")[0][0] == Fraction(-1024, 48000)
     result = checked(enlarge(source, tmp_path, suffix=".mkv"))

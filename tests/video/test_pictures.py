@@ -1,4 +1,4 @@
-"""Numbered pictures and plain frames."""
+"""Numbered images and plain frames."""
 
 from dataclasses import replace
 from fractions import Fraction

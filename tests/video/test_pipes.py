@@ -25,7 +25,7 @@ def same(a: Sequence[Frame], b: Sequence[Frame]) -> bool:
 
 
 class Trickle(io.RawIOBase):
-    """A pipe: gives a few bytes at a time and cannot be sought."""
+    """A pipe that returns a few bytes at a time and is not seekable."""
 
     def __init__(self, content: bytes, step: int = 777) -> None:
         self._rest = io.BytesIO(content)
@@ -96,7 +96,8 @@ def test_a_pipe_without_a_video_is_refused(content: bytes) -> None:
 
 
 def test_a_file_whose_index_is_at_the_end_cannot_come_through_a_pipe(tmp_path: Path) -> None:
-    # Larger than what is read at once, or the index is there before its frames are asked for.
+    # Larger than a single read; otherwise the index would arrive before its frames are
+    # requested.
     path = tmp_path / "a.mp4"
     noise = "testsrc2=size=320x240:rate=25:duration=0.4,noise=alls=60:allf=t"
     ffmpeg("-f", "lavfi", "-i", noise, "-c:v", "libx264", "-preset", "ultrafast", "-crf", "1", str(path))

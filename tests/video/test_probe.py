@@ -1,4 +1,5 @@
-"""What the probe says of made files, and how it refuses what is not a video."""
+"""Facts that the probe reports for generated files, and refusal of files that are not
+videos."""
 
 from fractions import Fraction
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Every kind of file, read as an independent reader reads it: each frame, each time stamp, each picture."""
+"""Every kind of file is read as by an independent reader: number of frames, timestamps,
+pixels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from ultraflash_cli.video.probe import ClipInfo, probe
 
 
 def independent_pictures(path: Path, info: ClipInfo, scaling: str) -> NDArray[np.float64]:
-    """``[frames, height, width, 3]`` in levels of 255, by the independent reader."""
+    """Return ``[frames, height, width, 3]`` in levels of 255, as read by the
+    independent reader."""
     deep = info.bit_depth > 8
     raw = path.with_suffix(".raw")
     scale = f"scale=flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp:{scaling}"

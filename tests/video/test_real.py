@@ -1,4 +1,5 @@
-"""The real files beside the repository: each gives a right file or a right refusal."""
+"""The real files next to the repository: each results in a correct file or a correct
+refusal."""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -49,7 +50,7 @@ def test_a_real_file_keeps_every_frame_time_and_stream(shared_data: Path, tmp_pa
     source = shared_data / "real" / name
     info = probe(source)
     warnings: list[str] = []
-    # A small picture is enough here: what is tested is time, streams and tags.
+    # A small picture is enough here, because only times, streams and tags are tested.
     width, height = info.width_px // 8 * 2, info.height_px // 8 * 2
     spec = choose_spec(info, width_px=width, height_px=height, threads=1)
     plan = plan_streams(info, None, codec=spec.codec)
@@ -73,7 +74,7 @@ def test_a_real_file_keeps_every_frame_time_and_stream(shared_data: Path, tmp_pa
     duration_s = (end - start) * info.time_base
     check_output(target, plan=plan, frames=count, spec=spec, duration_s=duration_s)
 
-    if name == "r13_truncated.mp4":  # the independent reader calls a cut file an error
+    if name == "r13_truncated.mp4":  # the independent reader reports an error for a truncated file
         assert count == 48
     else:
         assert shown_times(target) == shown_times(source)

@@ -1,4 +1,4 @@
-"""Rotated clips and pixels that are not square."""
+"""Rotated clips and non-square pixels."""
 
 from collections.abc import Sequence
 from pathlib import Path

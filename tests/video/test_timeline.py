@@ -1,4 +1,5 @@
-"""Streams of a file on one clock, wherever it was cut, joined or damaged: packet by packet."""
+"""Streams of a file share one clock, even if it was cut, joined or damaged: packet by
+packet."""
 
 import hashlib
 import io
@@ -19,7 +20,8 @@ Times = dict[tuple[int, bytes], int]
 
 
 def times_of(content: bytes, repairs: Repairs | None = None) -> Times:
-    """When each packet is shown on the repaired clock, by its stream and content; those without a time are left out."""
+    """Return the time of each packet on the repaired clock, by stream and content,
+    except packets without a time."""
     found: Times = {}
     with av.open(io.BytesIO(content), "r", format="mpegts") as container:
         for packet in timed_packets(container, {0, 1}, repairs):

@@ -1,4 +1,5 @@
-"""A table of clips as people have them, written in every container, against what an independent FFmpeg reads."""
+"""A table of typical clips, written to every container and compared with the results of
+an independent FFmpeg."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -138,7 +139,7 @@ def test_transparency_is_written_where_codec_and_container_can(
     rgba = np.fromfile(tmp_path / "raw", np.uint16).reshape(4, 48, 64, 4) / 257
     steps = np.linspace(0, 255, 64)
     assert np.abs(rgba[..., 3] - (steps if spec.alpha else 255)).max() < (6 if spec.codec == "vp9" else 2)
-    # What cannot be seen may be coded badly.
+    # Invisible pixels may be coded with low quality.
     assert np.abs(rgba[:, :, 40:, :3] - np.stack([picture(n)[:, 40:] for n in range(4)])).mean() < 4
 
 
@@ -190,7 +191,8 @@ def test_equal_frames_give_equal_packets(tmp_path: Path, clip: ClipInfo, codec: 
 
 
 def test_eight_bits_out_of_sixteen_are_dithered_and_always_the_same(tmp_path: Path, clip: ClipInfo) -> None:
-    # A slope of a hundredth of a level a pixel would be bands of a hundred pixels.
+    # A gradient of a hundredth of a level per pixel would show bands of a hundred
+    # pixels.
     slope = np.linspace(30_000, 30_600, 256)[None, :, None].repeat(64, 0).repeat(3, 2).astype(np.uint16)
     spec = choose_spec(clip, width_px=256, height_px=64, codec="ffv1", pix_fmt="yuv420p", threads=1)
     planes: list[np.ndarray] = []

@@ -1,4 +1,5 @@
-"""Published files as they might be: the right names and shapes, made-up values, every wrapper."""
+"""Stand-ins for published files: the right names and shapes, made-up values, every
+wrapper."""
 
 import json
 from collections.abc import Mapping
@@ -29,11 +30,11 @@ MANIFESTS: dict[str, str | None] = {
     "wan_vae": "wan2.1_vae",
     "text_encoder": "umt5_xxl_encoder",
 }
-"""The manifest that describes each architecture; None for one that is known from its names alone."""
+"""Manifest of each architecture; None for one that is identified by its names alone."""
 
 
 def manifest_of(folder: Path, architecture: str) -> tuple[dict[str, Any], dict[str, Shape]]:
-    """Read a manifest and write out its names and shapes."""
+    """Return the names and shapes of a manifest."""
     manifest = json.loads((folder / f"{MANIFESTS[architecture]}.json").read_text())
     shapes = {name: tuple(shape) for name, shape in manifest["tensors"].items()}
     for row in manifest.get("repeated", []):
@@ -48,7 +49,7 @@ def meta_tensors(shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
 
 
 def wrapped(tensors: Mapping[str, Any], *keys: str, prefix: str = "") -> dict[str, Any]:
-    """Put a prefix before every name and the whole into nested dicts."""
+    """Add a prefix to every name and wrap the result in nested dicts."""
     content: dict[str, Any] = {prefix + name: value for name, value in tensors.items()}
     for key in reversed(keys):
         content = {key: content}
@@ -63,7 +64,8 @@ def saved(content: object) -> bytes:
 
 @cache
 def tiny_decoder() -> dict[str, Tensor]:
-    """Full-size weights in float16; one time growth has more rows than it should, of which the last ones count."""
+    """Return full-size weights in float16; one time growth has too many rows, of which
+    only the last ones are used."""
     tensors = {name: _values(name, shape, torch.float16) for name, shape in expected_shapes("tiny_decoder").items()}
     rows = tensors["decoder.7.conv.weight"]
     tensors["decoder.7.conv.weight"] = torch.cat([torch.zeros_like(rows), rows])
@@ -72,7 +74,7 @@ def tiny_decoder() -> dict[str, Tensor]:
 
 @cache
 def upsampler(scale: int) -> dict[str, Tensor]:
-    """Full-size weights in bfloat16."""
+    """Return full-size weights in bfloat16."""
     shapes = expected_shapes(f"upsampler_x{scale}")
     return {name: _values(name, shape, torch.bfloat16) for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""A hub, a store and the files that the hub has."""
+"""Fixtures: a hub, a store and the files of the hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,8 @@ def upsampler_file() -> bytes:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with the tokenizer, an environment that knows no other, and a list without locks."""
+    """A hub with the tokenizer, an environment that points only to it, and a list
+    without locks."""
     listed = tmp_path / "listed.toml"
     listed.write_text(manifest_text({name: unlocked(e) for name, e in read_manifest().items()}, read_sets()))
     monkeypatch.setattr("ultraflash_cli.weights.manifest._manifest_path", lambda: listed)

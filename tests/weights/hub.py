@@ -1,4 +1,4 @@
-"""A hub on this machine that speaks the real one's protocol, with the failures that tests ask for."""
+"""A local hub that implements the real one's protocol, with configurable failures."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def git_blob(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for."""
+    """A request of a client."""
 
     method: str
     path: str
@@ -31,46 +31,47 @@ class Request:
 
     @property
     def is_look(self) -> bool:
-        """Whether a range with an end was asked for."""
+        """Whether a range with an end was requested."""
         return self.range is not None and not self.range.endswith("-")
 
 
 @dataclass
 class FakeHub:
-    """Files by ``owner/name`` and path, and how to misbehave."""
+    """Files by ``owner/name`` and path, and the failures to simulate."""
 
     address: str = ""
     cdn: str = ""
-    """The same server under another host name, as the hub's storage is."""
+    """Second host name of the server, like that of the hub's storage."""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
-    """Repositories that only this token may read."""
+    """Repositories that require a token, with the token."""
     gated: set[str] = field(default_factory=set)
     moved: dict[str, str] = field(default_factory=dict)
     """Old names of repositories."""
     broken: dict[str, int] = field(default_factory=dict)
-    """File names that are answered with a status; ``GET name`` is answered so on transfer only."""
+    """File names for which requests return an error status; with ``GET name`` only
+    transfers do."""
     silent: set[str] = field(default_factory=set)
     """File names without the hub's own headers, as from any web server."""
     cuts: dict[str, list[int]] = field(default_factory=dict)
     """File names whose transfers end after so many bytes, one number for each request."""
     stored: dict[str, bytes] = field(default_factory=dict)
-    """Other content in the storage than the hub says, by file name."""
+    """Content in the storage that differs from the hub's metadata, by file name."""
     hold: threading.Event | None = None
-    """A cut transfer stays open, sending nothing, until this is set."""
+    """If given, an interrupted transfer stays open without data until this is set."""
     serves_ranges: bool = True
-    """Whether pieces of files may be asked for."""
+    """Whether range requests are supported."""
     requests: list[Request] = field(default_factory=list)
 
     def put(self, repository: str, **files: bytes) -> None:
         self.files.setdefault(repository, {}).update(files)
 
     def transfers(self) -> list[Request]:
-        """The requests for whole files, or for the rest of one."""
+        """Return the requests for whole files, or for the rest of one."""
         return [each for each in self._contents() if not each.is_look]
 
     def looks(self) -> list[Request]:
-        """The requests for a piece of a file."""
+        """Return the requests for a piece of a file."""
         return [each for each in self._contents() if each.is_look]
 
     def _contents(self) -> list[Request]:

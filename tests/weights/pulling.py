@@ -1,4 +1,4 @@
-"""Pulls inside this process, and what they are made of."""
+"""Pulls in this process, and their helpers."""
 
 import json
 import sys
@@ -26,11 +26,11 @@ TOKENIZER = {
 }
 
 PIECE = 10 * 2**20
-"""What the hub library writes at once."""
+"""Number of bytes that the hub library writes at once."""
 
 
 def unlocked(entry: WeightEntry) -> WeightEntry:
-    """The entry as it would be listed if only names were known."""
+    """Return the entry as it would be listed if only names were known."""
     if entry.packaged:
         return entry
     places = tuple(replace(each, revision=None, sha256=None, bytes=None) for each in entry.alternatives)
@@ -38,13 +38,13 @@ def unlocked(entry: WeightEntry) -> WeightEntry:
 
 
 def pull(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
-    """Pull inside this process and return what was reported."""
+    """Pull in this process and return the reported events."""
     assert main(["weights", "pull", *map(str, arguments), "--json"]) == 0, capsys.readouterr().err
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 8) -> str:
-    """Run a command that ends with one line, which is returned."""
+    """Run a command that must fail with a one-line message, and return the line."""
     got = main([*map(str, arguments), "-q"])
     shown = capsys.readouterr()
     assert (got, shown.out) == (code, ""), shown.err
@@ -54,5 +54,5 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 
 
 
 def left(store: WeightStore) -> list[str]:
-    """Downloads that are kept for later."""
+    """Return the downloads that are kept for later."""
     return sorted(path.name for path in store.downloads.glob("*") if path.name != "lock")

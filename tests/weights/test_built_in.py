@@ -1,4 +1,5 @@
-"""Files of runs become the built-in model's, with their rows in the list of weights."""
+"""Weights of training runs become those of the built-in model, with their rows in the
+list of weights."""
 
 from pathlib import Path
 

@@ -47,7 +47,7 @@ TOTALS = {
     "wan_vae": (194, 126892531),
     "text_encoder": (242, 5680910336),
 }
-"""Tensors and numbers in each published file."""
+"""Number of tensors and of values in each published file."""
 
 by_architecture = pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in MANIFESTS])
 by_manifest = pytest.mark.parametrize(
@@ -57,7 +57,7 @@ by_manifest = pytest.mark.parametrize(
 
 @pytest.fixture(scope="session")
 def manifests(repository: Path) -> Path:
-    """The folder of manifests: names and shapes of the published files."""
+    """Return the folder of manifests with names and shapes of the published files."""
     return repository / "tests" / "manifests"
 
 
@@ -203,7 +203,7 @@ SHAPES = {"net.w": (3, 4), "net.b": (4,)}
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """A network of two tensors with rules of its own."""
+    """A network of two tensors with its own rules."""
     monkeypatch.setitem(RULES, "tiny", WrapperRules(wrappers=(Wrapper(), Wrapper(keys=("model",)))))
     generator = torch.Generator().manual_seed(1)
     return {
@@ -236,7 +236,7 @@ def test_tensors_that_share_memory_are_written_each(tmp_path: Path, tiny: dict[s
 
 
 class Harmful:
-    """What a pickle could run."""
+    """An object that would run a command when unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("harm"),))

@@ -1,4 +1,5 @@
-"""A published set is found on the hub however its files are called, by what is in them."""
+"""A published set is found on the hub by the content of its files, whatever their
+names."""
 
 import json
 import struct
@@ -43,11 +44,11 @@ ON_DISK = {
     "upsampler_x3": "2K-ultraLatentUpsampler-step_28100.pth",
     "ultra_decoder": "v1.1-ultra-decoder-v3-ema_decoder.pth",
 }
-"""Names of a downloaded set."""
+"""File names of a downloaded set."""
 
 
 def index_only(shapes: Mapping[str, Shape]) -> bytes:
-    """A file of safetensors whose body is missing: its index says all that a search may look at."""
+    """Return a safetensors file without its body: a search may only read the index."""
     rows: dict[str, Any] = {}
     at = 0
     for name, shape in shapes.items():
@@ -59,7 +60,7 @@ def index_only(shapes: Mapping[str, Shape]) -> bytes:
 
 
 def released_decoder() -> dict[str, torch.Tensor]:
-    """The released decoder under the names of its file, full size, in float16."""
+    """Return the released decoder with the names of its file, full size, in float16."""
     names = {name: name.replace("decoder.", "net.", 1).replace(".up.", ".block.") for name in _released_shapes()}
     return {names[name]: torch.full(shape, 0.01, dtype=torch.float16) for name, shape in _released_shapes().items()}
 
@@ -236,7 +237,7 @@ def test_commercial_refuses_what_does_not_allow_it_and_takes_places_that_do(
     line = capsys.readouterr().err
     assert "ultraflash-long/generator: its licence (CC-BY-NC-SA-4.0) does not allow commercial use" in line
     assert hub.requests == []
-    # The generator's second place states no licence: it is not even looked at.
+    # The generator's second location states no licence and is not even inspected.
     hub.files[ULTRA] = {"README.md": b"# words"}
     assert main(["weights", "pull", "ultraflash/generator", "--commercial", "-q"]) == 8
     assert not [request for request in hub.requests if "Self-Forcing" in request.path]
@@ -255,7 +256,8 @@ def test_licences_are_listed_with_what_they_allow(capsys: pytest.CaptureFixture[
 
 
 def test_no_two_architectures_answer_to_one_file(repository: Path) -> None:
-    """Every layout in every wrapper of its own rules is recognised as itself, and by no other's rules."""
+    """Every layout, in every wrapper that its rules allow, is recognised by its own
+    rules and by no others."""
     folder = repository / "tests" / "manifests"
     for architecture in ARCHITECTURES:
         if architecture == "ultra_decoder_released":
@@ -316,7 +318,7 @@ def test_a_decoder_of_the_users_own_that_reads_low_resolution_frames_serves_as_o
 
 
 def store_with(folder: Path, *names: str, architecture: str = "") -> WeightStore:
-    """A store that looks as if weights were installed."""
+    """Return a store that looks as if weights were installed."""
     store = WeightStore(folder / "store")
     for name in names:
         entry = read_manifest()[name]

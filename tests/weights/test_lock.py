@@ -1,4 +1,4 @@
-"""Lists of weights that are locked to a revision."""
+"""Weight lists that are locked to a revision."""
 
 import hashlib
 from dataclasses import replace
@@ -41,7 +41,8 @@ def test_a_lock_is_filled_from_the_hub_and_holds_later_pulls_to_it(
     assert pull(capsys, NAME)[0]["state"] == "ready"
     states = pull(capsys, "wan/tokenizer")
     assert {each["verified_by"] for each in states if each["name"] != NAME} == {"lock"}
-    # Another file under the same name, on the hub or from the user, is not taken any more.
+    # A different file with the same name, on the hub or from the user, is no longer
+    # accepted.
     assert main(["weights", "rm", NAME]) == 0
     capsys.readouterr()
     hub.files[WAN] = {"google/umt5-xxl/spiece.model": b"\nother"}

@@ -1,4 +1,4 @@
-"""Weights from a hub: fetched, resumed, checked, converted, imported, removed."""
+"""Weights from a hub: downloaded, resumed, checked, converted, imported, removed."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from ultraflash_cli.weights.verify import verify
 def test_a_pull_shows_what_comes_and_leaves_a_checked_converted_file_with_a_receipt(
     hub: FakeHub, store: WeightStore, decoder_file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The connection breaks once on the way; the token goes to the hub and not to its storage.
+    # The connection breaks once; the token is sent to the hub and not to its storage.
     hub.files[ULTRAFLASH] = {"tiny_decoder.pth": decoder_file}
     hub.tokens[ULTRAFLASH] = "secret"
     hub.cuts["tiny_decoder.pth"] = [PIECE + 5000]
@@ -213,7 +213,7 @@ def test_files_of_the_hubs_own_tools_are_used_where_they_lie(
     assert pull(capsys, NAME)[0]["state"] == "pulled"
     assert not [request for request in hub.transfers() if "storage" in request.path]
     assert blob.exists(), "a file of the hub's own tools was removed"
-    # A damaged one is said, and fetched anew.
+    # A damaged file is reported and downloaded again.
     assert main(["weights", "rm", NAME]) == 0
     blob.write_bytes(b"\n" + bytes(len(content) - 1))
     assert main(["weights", "pull", NAME]) == 0

@@ -1,4 +1,4 @@
-"""Pulls that fail: what the hub, the network, the files and the disk do wrong."""
+"""Pulls that fail because of the hub, the network, the files or the disk."""
 
 import pickle
 import subprocess
@@ -80,7 +80,7 @@ def test_tokens_and_passwords_are_neither_printed_nor_sent_unencrypted(
 
 
 class _Runs:
-    """What runs a command where it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return subprocess.call, ("true",)
