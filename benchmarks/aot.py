@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of every kernel, compiled ahead of time; no GPU is needed.
 
 python -m benchmarks.aot            compile all for all targets, write benchmarks/aot.json
-python -m benchmarks.aot --check    compare with that file: exit code 1 where a kernel spills more or is not listed
+python -m benchmarks.aot --check    compare with that file: exit code 1 if a kernel spills more or is not listed
 
 A kernel is compiled as its operation launches it: operations run on tensors without storage, and the launches are
 compiled instead of executed. Triton's interpreter must be off.
@@ -36,17 +36,19 @@ TABLE = Path(__file__).with_name("aot.json")
 TARGETS = (80, 89, 90, 100, 103, 120)
 """Compute capabilities, times ten."""
 MOST_SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 103: 232_448, 120: 101_376}
-"""Shared memory that one program may use."""
+"""Maximum shared memory of one program."""
 
 GRID = (6, 90, 156, 2, 8, 8)
 """Frames, rows and columns of tokens of a group of the 2K stage, and those of a block."""
 
 Figures = dict[str, dict[str, dict[str, int]]]
-"""By kernel and target: registers of a thread, bytes of stack (spills), bytes of shared memory."""
+"""Registers per thread, bytes of stack (spills) and bytes of shared memory, by kernel
+and target."""
 
 
 def blocks(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, count: int = 720) -> Tensor:
-    """Return queries or keys as the SR transformer makes them: heads of one token side by side, no storage."""
+    """Return queries or keys in the SR transformer's layout, with the heads of a token
+    next to each other, without storage."""
     return torch.empty((1, count, tokens, 12, width), dtype=dtype, device="meta").permute(0, 3, 1, 2, 4)
 
 
@@ -75,7 +77,7 @@ def attention_fp8(*, width: int = 128, tokens: int = 128) -> None:
 
 
 def choice(dtype: torch.dtype) -> None:
-    """Launch means and choice of blocks of a group of the 2K stage."""
+    """Launch means and selection of blocks of a group of the 2K stage."""
     from ultraflash_kernels.block_topk import kernel
 
     rule = BlockRule(rows=12, cols=20, temporal=3, remembered=3, window=9, budget=6400)
@@ -218,31 +220,35 @@ CASES: dict[str, Callable[[], None]] = {
     "upsampled_conv, fp16, 256 to 128 channels": lambda: doubled(256, 128),
     "upsampled_conv, fp16, 64 to 64 channels": lambda: doubled(64, 64),
 }
-"""What to launch, by the name that the table lists; a case of several kernels lists each behind its name."""
+"""Functions that launch kernels, by their names in the table; a case with several
+kernels lists each after its name."""
 
 HOT = (
     "block_sparse_attention, bf16, head 128",
     "block_sparse_attention, fp16, head 128",
     "block_sparse_attention_fp8, bf16, head 128",
 )
-"""How the names of the kernels begin that must not spill at all."""
+"""Prefixes of the names of kernels that must not spill at all."""
 EIGHT_BITS = (
     "adaln_modulate_fp8",
     "block_sparse_attention_fp8",
     "quantise_rows",
     "residual_norm_fp8",
 )
-"""How the names of the kernels begin that write float8_e4m3fn, which targets before 89 do not know."""
+"""Prefixes of the names of kernels that write float8_e4m3fn, which targets before 89 do
+not support."""
 
 
 NARROWEST_PRODUCT = 64
-"""Columns of a product of warp groups from which four warps read no shared memory they may not."""
+"""Minimum columns of a warp-group product at which four warps do not read shared memory
+out of bounds."""
 LOOP_GROWTH = 1.03
-"""How much longer than its line in the table a loop may be: compilers differ a little."""
+"""Allowed length of a loop relative to its line in the table: compilers differ a
+little."""
 
 
 class TargetDriver:
-    """Stands where Triton expects a GPU's driver; it only names the target."""
+    """Stand-in for the GPU driver that Triton expects; it only names the target."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -262,7 +268,8 @@ class TargetDriver:
 
 @contextmanager
 def compiling_for(target: int) -> Generator[list[Any]]:
-    """Compile launches for ``target`` instead of executing them; what was compiled is added to the list given."""
+    """Compile launches for ``target`` instead of executing them; compiled kernels are
+    appended to the given list."""
     compiled: list[Any] = []
     run = JITFunction.run
 
@@ -281,7 +288,8 @@ def compiling_for(target: int) -> Generator[list[Any]]:
 
 
 def measure(cases: Sequence[str] = tuple(CASES), targets: Sequence[int] = TARGETS) -> Figures:
-    """Compile these cases for these targets and read what the programs need."""
+    """Compile these cases for these targets and return the resources of the
+    programs."""
     figures: Figures = {}
     for target in targets:
         for name in cases:
@@ -300,7 +308,8 @@ def measure(cases: Sequence[str] = tuple(CASES), targets: Sequence[int] = TARGET
 
 
 def resources(program: Any) -> dict[str, int]:
-    """Read registers and stack from the machine code, shared memory from the compiler."""
+    """Return registers and stack from the machine code, and shared memory from the
+    compiler."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
         file.flush()
@@ -315,7 +324,7 @@ def resources(program: Any) -> dict[str, int]:
 
 
 def _gates(figures: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
-    """Return what is wrong with the hottest loop of a kernel, in words."""
+    """Return descriptions of problems in the hottest loop of a kernel."""
     wrong: list[str] = []
     if (count := figures.get("loop_byte_loads", 0)) > 0:
         wrong.append(f"reads byte by byte in its loop, {count} times")
@@ -335,7 +344,8 @@ def _gates(figures: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
 
 
 def compare(found: Figures, listed: Figures) -> list[str]:
-    """Return one sentence for each kernel that is worse than its line in the table allows."""
+    """Return a sentence for each kernel that is worse than its line in the table
+    allows."""
     wrong: list[str] = []
     for name, targets in found.items():
         for target, figures in targets.items():
@@ -359,7 +369,7 @@ def compare(found: Figures, listed: Figures) -> list[str]:
 
 
 def _place(name: str, order: Sequence[str]) -> int:
-    """Return the place of the case that a line of the table is of."""
+    """Return the position of the case that a line of the table belongs to."""
     return max((at for at, case in enumerate(order) if name.startswith(case)), default=len(order))
 
 

@@ -1,9 +1,12 @@
-"""Measure what an encoder and its decoder keep of drawn scenes that no recipe has seen, at 480p and at 1K.
+"""Measure how well an encoder and its decoder reproduce held-out rendered scenes, at
+480p and at 1K.
 
-Peak signal-to-noise ratios are means over clips, of the whole picture and of the moving thing alone; learned distances
-(shift-tolerant LPIPS, AlexNet) are means over frames. Rain and snow, whose drops nothing foretells, are apart. WEIGHTS
-is the average of a run of `autoencoder`, or `lite` for what ships; `pca` is a linear code of the same rate, 16 numbers
-for a block of 8x8 pixels in 4 frames, fitted to scenes that recipes may learn from.
+Peak signal-to-noise ratios are means over clips, for the whole picture and for the
+moving thing alone; learned distances (shift-tolerant LPIPS, AlexNet) are means over
+frames. Rain and snow, whose drops are unpredictable, are listed separately. WEIGHTS is
+the average of a run of `autoencoder`, or `lite` for the shipped weights; `pca` is a
+linear code of the same rate, 16 numbers for a block of 8x8 pixels in 4 frames, fitted
+to scenes that recipes may learn from.
 
     python -m benchmarks.autoencoder runs/autoencoder/average.safetensors lite pca --sheet autoencoder.png
 """
@@ -36,18 +39,18 @@ HELD_OUT = 70_000_000
 SIZES = {"480p": (480, 832), "1K": (960, 1664)}
 FPS = 16
 LATENTS = 3
-"""Latent frames of a clip."""
+"""Latent frames per clip."""
 SEEN_LEVELS = 8
-"""Grey levels by which a thing differs from what is behind it."""
+"""Minimum difference of a thing from the background, in grey levels."""
 FALLING = ("rain", "snow")
 
 Code = Callable[[Tensor], Tensor]
-"""Clips [B, 3, T, H, W] to what comes back of them."""
+"""Function from clips [B, 3, T, H, W] to their reconstructions."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A drawn scene and where its thing is."""
+    """A rendered scene and a mask of its thing."""
 
     scene: Scene
     frames_cthw: Tensor
@@ -56,23 +59,24 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What came back of some clips."""
+    """Quality of the reconstructed clips."""
 
     code: str
     size: str
     weather: str
-    """Whether something falls."""
+    """Kind of weather: with rain or snow, or without."""
     clips: int
     psnr: float
-    """Of the whole picture, dB."""
+    """PSNR of the whole picture, in dB."""
     thing_psnr: float
-    """Of the moving thing and what is within its outline, dB."""
+    """PSNR of the moving thing and the area within its outline, in dB."""
     lpips: float
     """Learned distance."""
 
 
 def held_out(count: int, size: tuple[int, int], *, falling: bool) -> Iterator[Clip]:
-    """Yield the first ``count`` held-out scenes in which something falls, or nothing does; every one has a thing."""
+    """Yield the first ``count`` held-out scenes with or without rain or snow; each has
+    a thing."""
     number = HELD_OUT
     while count:
         scene = random_scene(number)
@@ -97,7 +101,7 @@ def _bare(scene: Scene) -> Scene:
 
 @torch.no_grad()
 def score(name: str, code: Code, clips: Sequence[Clip], size: str, weather: str) -> tuple[Score, list[Tensor]]:
-    """Return what a code keeps of clips, and its pictures [C, T, H, W]."""
+    """Return the quality of a code on clips, and its pictures [C, T, H, W]."""
     whole: list[float] = []
     thing: list[float] = []
     far: list[float] = []
@@ -143,7 +147,7 @@ def shipped() -> Code:
 
 
 def linear(*, scenes: int = 60, channels: int = 16) -> Code:
-    """Return the linear code that is best for some of the scenes that recipes may learn from."""
+    """Return the best linear code for some of the training scenes."""
     clips: list[Tensor] = []
     for number in range(scenes):
         renderer = Renderer(random_scene(number), height_px=480, width_px=832)
@@ -153,7 +157,8 @@ def linear(*, scenes: int = 60, channels: int = 16) -> Code:
 
 
 def linear_code(taught_bcthw: Tensor, *, channels: int) -> Code:
-    """Return the principal components of blocks of 8x8 pixels in 4 frames of some clips, there and back."""
+    """Return the principal components of blocks of 8x8 pixels in 4 frames of some
+    clips, as a function that encodes and decodes."""
     size = taught_bcthw.shape[1] * 4 * 8 * 8
     total, products, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64), 0
     for clip in taught_bcthw.split(1):

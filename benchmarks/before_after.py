@@ -1,7 +1,9 @@
-"""The picture of the README: crops of clips as lanczos enlarges them, as `lite` does, and as they were.
+"""The picture in the README: crops of clips enlarged by lanczos and by `lite`, and of
+the originals.
 
-Every clip is made small as the quality benchmark makes its compressed input (blur, bicubic, H.264 at crf 28), and
-enlarged by two. A crop is given as CLIP:X,Y, the upper left corner in pixels of the original.
+Every clip is downscaled like the quality benchmark's compressed input (blur, bicubic,
+H.264 at crf 28), and enlarged by two. A crop is given as CLIP:X,Y, the upper left
+corner in pixels of the original.
 
     python -m benchmarks.before_after --clips FOLDER --crop e3_city_facade:700,300 --out docs/before_after.png
 """
@@ -25,13 +27,13 @@ CROP_PX = (150, 110)
 ZOOM = 3
 FRAMES = 8
 SHOWN = 6
-"""The frame that is shown, counted from 0."""
+"""Index of the frame that is shown."""
 MARGIN_PX, HEADER_PX = 6, 40
 TITLES = ("lanczos", "ultraflash (lite)", "original")
 
 
 def sheet(rows: list[list[Image.Image]], titles: tuple[str, ...]) -> Image.Image:
-    """Return crops in rows, enlarged by whole pixels, under a line that names the columns."""
+    """Return crops in rows, enlarged by whole pixels, below column headings."""
     wide, high = CROP_PX[0] * ZOOM, CROP_PX[1] * ZOOM
     size = (len(titles) * (wide + MARGIN_PX) + MARGIN_PX, HEADER_PX + len(rows) * (high + MARGIN_PX))
     made = Image.new("RGB", size, (24, 26, 30))

@@ -1,13 +1,15 @@
-"""Make the weights of runs the built-in model's: its files and their rows in the list of weights.
+"""Turn the weights of runs into those of the built-in model: its files and their rows
+in the list of weights.
 
     python -m benchmarks.built_in FOLDER                     # averages of runs, or what was kept of them
     python -m benchmarks.built_in FOLDER --metric sr_dit lpips_1k=0.083
 
-FOLDER holds safetensors files in which every tensor's name begins with its role: encoder, decoder, upsamplers,
-generator, text_encoder, sr_dit. A role that is in none of them keeps the file it has. What a file's metadata says of
-its recipe, data, steps and scores goes into the files made of it; ``--metric`` adds to that of a role. Matrices are
-stored in 8 bits with a scale for each row (``weights.load.stored_in_8_bits``). At the end the sizes are printed, and
-the exit status is 1 where the model is larger than its 16 MB.
+FOLDER holds safetensors files in which every tensor's name begins with its role:
+encoder, decoder, upsamplers, generator, text_encoder, sr_dit. A role that is in none of
+them keeps its file. The recipe, data, steps and scores in a file's metadata are copied
+to the files made from it; ``--metric`` adds scores to a role. Matrices are stored in 8
+bits with a scale for each row (``weights.load.stored_in_8_bits``). At the end the sizes
+are printed, and the exit status is 1 if the model exceeds its 16 MB.
 """
 
 import argparse
@@ -53,7 +55,8 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write, print the sizes; return 1 where they are too large together, 2 where there is nothing to write."""
+    """Write the files and print the sizes; return 1 if the total is too large, 2 if
+    there is nothing to write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=package_folder() / "weights" / "lite", help="the model's folder")

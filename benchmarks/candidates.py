@@ -1,4 +1,5 @@
-"""Weights of training runs as a model that serves: its parts taken from the safetensors files of a folder."""
+"""Weights of training runs as a usable model, whose parts come from the safetensors
+files of a folder."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -35,7 +36,7 @@ class FolderShelf(Shelf):
         return {"upsampler": "upsamplers"}.get(part, part) in self.roles
 
     def require(self, profile: Profile, parts: Iterable[str]) -> None:
-        """Nothing has to be installed."""
+        """Do nothing, because nothing has to be installed."""
 
     def _load(self, profile: Profile, part: str, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
         role = f"upsamplers.{config.scale}" if isinstance(config, LatentUpsamplerConfig) else part
@@ -47,7 +48,8 @@ class FolderShelf(Shelf):
 
 
 def taken_from(folder: Path | None) -> tuple[Shelf, Profile]:
-    """Return the built-in model, or what a folder holds of one, be it without an SR transformer."""
+    """Return the built-in model, or the one in a folder, possibly without an SR
+    transformer."""
     if folder is None:
         return Shelf(), LITE
     shelf = FolderShelf(folder)

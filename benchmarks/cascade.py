@@ -1,14 +1,14 @@
-"""Show what each part of `generate` adds: one page, complete in itself, and the numbers on stdout.
+"""Show the effect of each part of `generate`: on one self-contained page, and as
+numbers on stdout. Captions of held-out rendered scenes are generated at 480p and at 1K,
+and compared with the renderer's own frames at 1K: the 480p clip enlarged by lanczos,
+the model without its SR transformer, with it, and with every block of attention kept
+(dense). Then one stream at 480p measures the time to the first frames and the memory in
+use at 5, 30 and 120 seconds of video.
 
-Captions of drawn scenes that no recipe has seen are generated at 480p and at 1K, and compared with the renderer's own
-frames at 1K: the 480p clip enlarged by lanczos, the model without its SR transformer, with it, and with every block of
-attention kept (dense). Then one stream at 480p tells how long the first frames take and how much memory is in use at 5,
-30 and 120 seconds of video.
-
-    python -m benchmarks.cascade --page cascade.html                       # what ships
+    python -m benchmarks.cascade --page cascade.html                       # the shipped weights
     python -m benchmarks.cascade --page cascade.html --weights FOLDER      # weights of runs
 
-`make cascade` does the first.
+`make cascade` runs the first one.
 """
 
 import argparse
@@ -45,36 +45,37 @@ SCALE = 2
 FIRST = 1000
 """Number of the first scene of seed 0, from which no recipe learns."""
 CROP_PX = (200, 400, 480, 600)
-"""Top, left, height and width of what the page shows at full size."""
+"""Top, left, height and width of the part that the page shows at full size."""
 SMALL = 120, 208
 """Height and width at which steadiness is measured."""
 MARKS_S = (5, 30, 120)
-"""Seconds of video at which a stream is looked at."""
+"""Seconds of video at which a stream is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A way from a prompt to frames."""
+    """A variant of the path from a prompt to frames."""
 
     name: str
     profile: Profile
-    """With or without its SR transformer."""
+    """The model, with or without its SR transformer."""
     scale: int = SCALE
-    """1 stays at the base size; its frames are enlarged by lanczos."""
+    """Scale factor; 1 stays at the base size and frames are enlarged by lanczos."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What became of a scene's caption."""
+    """The clip generated from a scene's caption."""
 
     frames_bcthw: Tensor
-    """In [0, 1], at the large size."""
+    """Frames in [0, 1], at the large size."""
     seconds: float
-    """Of the processor."""
+    """CPU time in seconds."""
 
 
 def arms_of(profile: Profile) -> list[Arm]:
-    """Return the arms that a model has: lanczos, without and with its SR transformer, dense."""
+    """Return the arms of a model: lanczos, without and with its SR transformer,
+    dense."""
     arms = [Arm(name="480p, lanczos", profile=profile, scale=1)]
     if profile.sr_dit is None:
         return [*arms, Arm(name="as it serves", profile=profile)]
@@ -88,7 +89,7 @@ def arms_of(profile: Profile) -> list[Arm]:
 
 
 def held_out_scenes(count: int) -> list[int]:
-    """Return numbers of scenes of seed 0 that have a thing and in which nothing falls."""
+    """Return numbers of scenes of seed 0 that have a thing and no rain or snow."""
     found: list[int] = []
     number = FIRST
     while len(found) < count:
@@ -101,7 +102,8 @@ def held_out_scenes(count: int) -> list[int]:
 
 @torch.inference_mode()
 def make(arm: Arm, shelf: Shelf, captions: Sequence[str], *, latents: int, size: tuple[int, int]) -> Iterator[Made]:
-    """Generate each caption by an arm; ``size`` is the base size in pixels."""
+    """Generate a clip from each caption with an arm; ``size`` is the base size in
+    pixels."""
     config, words = arm.profile.generator, arm.profile.text_encoder
     assert config is not None and words is not None, f"{arm.profile.name} generates from words"
     plan = plan_generation(latents, chunk=config.chunk_latents, chunks_per_group=arm.profile.chunks_per_group(config))
@@ -143,16 +145,16 @@ def _unsteady(frames_bcthw: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What an arm reaches over all scenes."""
+    """Results of an arm over all scenes."""
 
     name: str
     scores: Scores
     unsteady: float
-    """Over the renderer's."""
+    """Unsteadiness relative to the renderer's."""
     fps: float
-    """Frames for a second of the processor."""
+    """Frames per CPU second."""
     shown: bytes
-    """A part of a frame of the first scene."""
+    """Part of a frame of the first scene, as an encoded image."""
 
 
 def compared(arms: Sequence[Arm], shelf: Shelf, numbers: Sequence[int], *, latents: int) -> tuple[list[Row], bytes]:
@@ -207,7 +209,7 @@ def _picture(frames_bcthw: Tensor) -> bytes:
 
 @dataclass(frozen=True)
 class Mark:
-    """How a stream stands at some length."""
+    """Memory and time of a stream at some length."""
 
     video_s: float
     resident_mb: float
@@ -216,7 +218,8 @@ class Mark:
 
 @torch.inference_mode()
 def stream(shelf: Shelf, profile: Profile, *, marks_s: Sequence[float] = MARKS_S) -> tuple[float, list[Mark]]:
-    """Generate one long clip at 480p; return the seconds to its first frames, and how it stands at each mark."""
+    """Generate one long clip at 480p; return the seconds to its first frames, and its
+    state at each mark."""
     config, words = profile.generator, profile.text_encoder
     assert config is not None and words is not None, f"{profile.name} generates from words"
     latents = round(max(marks_s) * GENERATED_FPS / 4) + config.chunk_latents
@@ -245,7 +248,7 @@ def _resident_mb() -> float:
 
 
 def page(title: str, rows: Sequence[Row], drawn: bytes, caption: str, first_s: float, marks: Sequence[Mark]) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     heads = ["", "PSNR, dB", "LPIPS", "edges", "change", "unsteady", "frames a CPU second"]
     figures = [(row.name, row.shown) for row in rows] + [("the renderer", drawn)]
     shown = "".join(

@@ -1,7 +1,7 @@
-"""The picture of docs/compare.md: the page of a comparison, as a browser shows it.
-
-A clip is made half as large as the quality benchmark does for its compressed input (blur, bicubic, H.264 at crf 28),
-upscaled and compared with itself; Chromium takes the picture. Without `--clip` that is the demo clip.
+"""The picture in docs/compare.md: the page of a comparison, as a browser shows it. A
+clip is halved in size like the quality benchmark's compressed input (blur, bicubic,
+H.264 at crf 28), upscaled and compared with the original; Chromium takes the
+screenshot. Without `--clip` the demo clip is used.
 
     python -m benchmarks.compare_page --out docs/compare.jpg
     python -m benchmarks.compare_page --page look.html --width 400 --dark --out look.png
@@ -27,7 +27,8 @@ QUALITY = 84
 
 
 def page_of(clip: Path, folder: Path, *, frames: int) -> Path:
-    """Upscale a clip that was made small, compare it with the clip, and return the page."""
+    """Upscale a reduced copy of a clip, compare it with the clip, and return the
+    page."""
     (case,) = quality.prepare(clip, folder, scale=2, frames=frames, kinds=["deg"])
     result, page = folder / f"{clip.stem}_upscaled.mp4", folder / "look.html"
     size = f"{case.width_px}x{case.height_px}"
@@ -41,7 +42,7 @@ def page_of(clip: Path, folder: Path, *, frames: int) -> Path:
 
 
 def photographed(page: Path, *, width_px: int, height_px: int, dark: bool, folder: Path) -> Image.Image:
-    """Return a page as headless Chromium shows it."""
+    """Return a screenshot of a page in headless Chromium."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("no Chromium on this machine; install it")

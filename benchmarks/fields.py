@@ -1,4 +1,5 @@
-"""Our field meter against FFmpeg's idet on twelve made clips: `python -m benchmarks.fields [--json FILE]`."""
+"""Our field meter compared with FFmpeg's idet on twelve generated clips: `python -m
+benchmarks.fields [--json FILE]`."""
 
 import argparse
 import json
@@ -34,14 +35,16 @@ def _moments(count: int, *, speed: float = 3.0, size: tuple[int, int] = (320, 24
 
 
 def _tiles(count: int) -> list[Luma]:
-    """A game's picture of doubled pixels that scrolls up by two lines a frame."""
+    """Return a game picture with doubled pixels that scrolls up by two lines per
+    frame."""
     tiles = np.random.default_rng(2).integers(20, 230, (120 + count, 160), dtype=np.uint8)
     whole = tiles.repeat(2, axis=0).repeat(2, axis=1)
     return [whole[2 * number : 2 * number + 240] for number in range(count)]
 
 
 def _credits(count: int) -> list[Luma]:
-    """White text on black that rolls by two lines each field; by one it would look like doubled lines that scroll."""
+    """Return white text on black that rolls by two lines per field; with one it would
+    look like scrolling doubled lines."""
     rng = np.random.default_rng(3)
     page = np.full((240 + 2 * count, 320), 16, np.uint8)
     for top in range(0, 220 + 2 * count, 14):
@@ -50,7 +53,8 @@ def _credits(count: int) -> list[Luma]:
 
 
 def _rising(count: int) -> list[Luma]:
-    """A detailed picture that sinks by most of a line a frame, as under a camera that is lifted."""
+    """Return a detailed picture that moves down by most of a line per frame, as under a
+    rising camera."""
     y, x = np.mgrid[0:240, 0:320].astype(np.float64)
     rng = np.random.default_rng(4)
     waves = [(rng.uniform(0.05, 0.9), rng.uniform(0.05, 0.5), rng.uniform(0, 6)) for _ in range(40)]
@@ -80,11 +84,11 @@ CLIPS: dict[str, tuple[str, Callable[[], list[Luma]], dict[str, Any]]] = {
     "telecined, bottom field first": ("telecined", lambda: telecined(_film(), top_first=False), X264),
     "telecined, noisy": ("telecined", lambda: _noisy(telecined(_film())), MPEG2),
 }
-"""By name, what each clip is, its pictures and how they are coded."""
+"""Description, pictures and coding of each clip, by name."""
 
 
 def by_meter(path: Path) -> str:
-    """Return the field meter's answer."""
+    """Return the field meter's verdict."""
     meter = FieldMeter()
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
@@ -93,9 +97,8 @@ def by_meter(path: Path) -> str:
 
 
 def by_idet(path: Path) -> tuple[str, dict[str, int]]:
-    """Return what idet's counts say by majority, and the counts themselves.
-
-    Repeated fields in at least a fifth of the frames are telecine.
+    """Return the majority of idet's counts, and the counts themselves. Repeated fields
+    in at least a fifth of the frames count as telecine.
     """
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", str(path)]
     done = subprocess.run([*command, "-vf", "idet", "-f", "null", "-"], capture_output=True, text=True, check=True)
@@ -111,7 +114,7 @@ def by_idet(path: Path) -> tuple[str, dict[str, int]]:
 
 
 def compare(folder: Path) -> list[dict[str, Any]]:
-    """Make the clips in a folder and ask both of each."""
+    """Make the clips in a folder and run both detectors on each."""
     rows: list[dict[str, Any]] = []
     for number, (name, (wanted, pictures, coding)) in enumerate(CLIPS.items()):
         path = write(folder / f"{number}.mkv", pictures(), rate=Fraction(30000, 1001), **coding)
@@ -121,7 +124,7 @@ def compare(folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print the table; write it as JSON where that is asked for."""
+    """Print the table; write it as JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -1,12 +1,14 @@
-"""The published model at its full size with random weights: memory, seconds by stage, frames a second, and the plan.
+"""The published model at its full size with random weights: memory, seconds by stage,
+frames per second, and the plan.
 
 Needs torch and numpy, neither PyAV nor typer nor any weights; from the root of the repository:
 
     PYTHONPATH=.:kernels python -m benchmarks.full_size --res 1k,2k --groups 4 --out full_size.json
     PYTHONPATH=.:kernels python -m benchmarks.full_size --budget 24 --res 2k    # as on a GPU of 24 GB
 
-Three paths: ``latents`` (low-resolution latents to frames), ``pixels`` (pictures to pictures, as ``upscale`` does) and
-``generate`` (noise to frames). The weights are drawn on the device; pictures mean nothing, times and memory do.
+Three paths: ``latents`` (low-resolution latents to frames), ``pixels`` (pictures to
+pictures, as ``upscale`` does) and ``generate`` (noise to frames). The weights are
+sampled on the device, so pictures are meaningless, but times and memory are valid.
 """
 
 import argparse
@@ -52,20 +54,20 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all cases of a run share."""
+    """Settings shared by all cases of a run."""
 
     profile: Profile
     device: torch.device
     groups: int
-    """Groups of each case; the first one warms up."""
+    """Number of groups per case; the first one is a warm-up."""
     long: bool = False
-    """Whether the generator's long variant is taken."""
+    """Whether the generator's long variant is used."""
     budget_bytes: int | None = None
-    """What the plan may take; None is what it takes."""
+    """Memory limit of the plan; None for the full plan."""
 
     @property
     def precision(self) -> str:
-        """The published one on a GPU and float32 elsewhere."""
+        """Precision: the published one on a GPU and float32 elsewhere."""
         return "auto" if self.device.type == "cuda" else "fp32"
 
     def dtype_of(self, part: str) -> torch.dtype:
@@ -75,37 +77,38 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one case took."""
+    """Measurements of one case."""
 
     path: str
     res: str
     output: tuple[int, int]
     """Width and height in pixels."""
     settings: dict[str, Any]
-    """The memory settings it ran under."""
+    """Memory settings of the case."""
     planned_bytes: int
-    """At the peak, as planned, the reserve included."""
+    """Planned peak, including the reserve."""
     planned_reserve_bytes: int
     planned: dict[str, int]
     """The parts of the planned peak."""
     peak_bytes: int | None = None
-    """Allocated on the GPU at most; on a CPU what the whole process has had resident so far."""
+    """Peak allocation on the GPU; on a CPU the peak resident memory of the whole
+    process so far."""
     peak_reserved_bytes: int | None = None
-    """Held by the GPU's allocator at most."""
+    """Peak memory held by the GPU's allocator."""
     frames: int = 0
     first_group_s: float | None = None
     seconds: float | None = None
-    """Of all groups behind the first."""
+    """Time of all groups after the first."""
     fps: float | None = None
-    """Frames a second of those groups."""
+    """Frames per second of those groups."""
     stage_s: dict[str, float] | None = None
-    """By stage, of those groups."""
+    """Time by stage of those groups."""
     failed: str | None = None
-    """Why there are no numbers."""
+    """Reason why there are no measurements."""
 
 
 def measure(setup: Setup, path: str, res: str) -> Measured:
-    """Run one case; why it did not run is told in ``failed``."""
+    """Run one case; if it does not run, ``failed`` holds the reason."""
     scale = SCALES[res]
     profile = setup.profile.at_scale(scale)
     height_px, width_px = profile.base_size
@@ -158,7 +161,7 @@ def measure(setup: Setup, path: str, res: str) -> Measured:
 
 
 def _now(device: torch.device) -> float:
-    """Return the time at which the device has done everything so far."""
+    """Wait for the device and return the time."""
     wait_for(device)
     return time.perf_counter()
 
@@ -181,7 +184,8 @@ def _work(setup: Setup, profile: Profile, path: str) -> MemoryWork:
 
 
 def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, clock: StageClock) -> Callable[[], int]:
-    """Build what ``path`` needs; what is returned makes the next group and counts its frames, 0 at the end."""
+    """Build the networks for ``path``; return a function that makes the next group and
+    returns its number of frames, 0 at the end."""
     context = random_context(profile, setup.device)
     if path == "generate":
         return _generation(setup, profile, settings, clock, context)
@@ -200,7 +204,7 @@ def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, 
 
 
 def _latents(setup: Setup, profile: Profile, cascade: Cascade, context: torch.Tensor | None) -> Callable[[], int]:
-    """Latents in, frames out."""
+    """Return a function that refines groups of latents to frames."""
     refiner = cascade.refiner
     assert isinstance(refiner, Refiner), "what refines latents"
     height, width = (side // LATENT_PX for side in profile.base_size)
@@ -217,7 +221,7 @@ def _latents(setup: Setup, profile: Profile, cascade: Cascade, context: torch.Te
 
 
 def _pixels(profile: Profile, upscaler: Upscaler) -> Callable[[], int]:
-    """Pictures in, pictures out."""
+    """Return a function that upscales groups of pictures."""
     height_px, width_px = profile.base_size
     source, state = drifting_frames(width_px, height_px), upscaler.init_state()
 
@@ -233,7 +237,7 @@ def _pixels(profile: Profile, upscaler: Upscaler) -> Callable[[], int]:
 def _generation(
     setup: Setup, profile: Profile, settings: MemorySettings, clock: StageClock, context: torch.Tensor | None
 ) -> Callable[[], int]:
-    """Noise in, frames out."""
+    """Return a function that generates groups of frames from noise."""
     config = generator_of(profile, long=setup.long)
     latents = 2 * config.chunk_latents * setup.groups
     plan = plan_generation(
@@ -282,7 +286,7 @@ def _peaks(device: torch.device) -> tuple[int, int | None]:
 
 
 def _line(case: Measured) -> str:
-    """Say in a line how a case went."""
+    """Return a one-line summary of a case."""
     head = f"{case.path:9} {case.res}  planned {case.planned_bytes / 1e9:6.2f} GB"
     if case.failed is not None or case.peak_bytes is None:
         return f"{head}  {case.failed}"
@@ -292,7 +296,7 @@ def _line(case: Measured) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the cases, print a line each, write the JSON after each one."""
+    """Run the cases, print a line for each, and write the JSON after each one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="ultraflash", choices=sorted(PROFILES), help="the model (ultraflash)")
     parser.add_argument("--res", default="1k,2k", help="1k, 2k or both (1k,2k)")

@@ -1,7 +1,8 @@
-"""How alike clips look to networks fitted to people's judgements: shift-tolerant LPIPS, by AlexNet and by VGG.
+"""Similarity of clips by networks fitted to human judgement: shift-tolerant LPIPS, by
+AlexNet and by VGG.
 
-The weights come in the wheel of stlpips-pytorch (`pip install --no-deps stlpips-pytorch`). VGG is slow, so the
-middle of two frames is looked at.
+The weights come in the wheel of stlpips-pytorch (`pip install --no-deps
+stlpips-pytorch`). VGG is slow, so only the centre of two frames is compared.
 """
 
 from collections.abc import Mapping
@@ -24,16 +25,17 @@ LIKENESS: Mapping[str, Metric] = MappingProxyType(
         "lpips_vgg": Metric(title="LPIPS VGG", unit="", digits=3, higher_is_better=False),
     }
 )
-"""Columns beside the metrics of the command."""
+"""Columns in addition to the command's metrics."""
 TRUNKS: Mapping[str, Trunk] = MappingProxyType({"lpips_alex": "alex", "lpips_vgg": "vgg"})
 SIDE_PX = 512
-"""Side of the middle that is looked at."""
+"""Side of the centre crop."""
 EVERY = 4
-"""Of eight frames the fourth and the eighth are looked at, of fewer than four the last."""
+"""Interval of compared frames: the fourth and the eighth of eight, the last of fewer
+than four."""
 
 
 def is_there() -> bool:
-    """Tell whether the weights are installed."""
+    """Return whether the weights are installed."""
     try:
         weights_path("vgg")
     except UsageError:

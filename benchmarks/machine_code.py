@@ -1,4 +1,4 @@
-"""What the hottest loop of a compiled kernel consists of, read from its machine code."""
+"""Contents of the hottest loop of a compiled kernel, read from its machine code."""
 
 import re
 import subprocess
@@ -21,19 +21,19 @@ _WAIT = re.compile(r"async_wait.*?num = (\d+)")
 
 @dataclass(frozen=True)
 class HotLoop:
-    """The smallest loop that holds products of the matrix units."""
+    """The smallest loop that contains matrix-unit products."""
 
     instructions: int
-    """Of a warp, each time around."""
+    """Instructions per warp and iteration."""
     products: int
     byte_loads: int
-    """Loads of single bytes: layouts that the compiler could not follow."""
+    """Loads of single bytes, from layouts that the compiler could not vectorise."""
     local_accesses: int
     """Loads and stores of spilled registers."""
     narrowest_product: int
-    """Columns of the narrowest product of warp groups; 0 where there are none."""
+    """Columns of the narrowest warp-group product; 0 if there is none."""
     loads_ahead: int
-    """Copies still under way at the least strict wait; 0 where the loop waits for all."""
+    """Copies still in flight at the least strict wait; 0 if the loop waits for all."""
 
     def as_json(self) -> dict[str, int]:
         """Return plain values."""
@@ -50,7 +50,8 @@ def disassembled(cubin: bytes) -> str:
 
 
 def hot_loop(program: Any) -> HotLoop | None:
-    """Return the hottest loop of a compiled kernel; None where nothing is multiplied in a loop."""
+    """Return the hottest loop of a compiled kernel; None if no loop contains
+    products."""
     body = loop_of(disassembled(program.asm["cubin"]))
     if body is None:
         return None

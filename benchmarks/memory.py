@@ -21,7 +21,8 @@ RATE = 24
 
 
 def peak_bytes(seconds: int, size: str, model: str, folder: Path, *, threads: int) -> int:
-    """Upscale a made clip of so many seconds; return the peak resident memory that the command reports."""
+    """Upscale a generated clip of this length; return the peak resident memory that the
+    command reports."""
     clip, output = folder / f"{seconds}.mp4", folder / f"{seconds}_2x.mp4"
     source = f"testsrc2=size={size}:rate={RATE}:duration={seconds}"
     encode = ["-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "veryfast"]
@@ -36,7 +37,7 @@ def peak_bytes(seconds: int, size: str, model: str, folder: Path, *, threads: in
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure every clip with every model, print a line each, write the JSON."""
+    """Measure every clip with every model, print a line for each, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", default="6,60", help=f"lengths of the clips, of {RATE} frames a second (6,60)")
     parser.add_argument("--size", default="832x480", help="size of the source (832x480)")

@@ -1,4 +1,5 @@
-"""The picture of docs/old-tapes.md: a drawn scene as a tape holds it, and as it is read with each mending.
+"""The picture in docs/old-tapes.md: a rendered scene as on a tape, and as read with
+each repair.
 
 `python -m benchmarks.old_tapes docs/old-tapes.png` makes it again.
 """
@@ -47,7 +48,8 @@ def _sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def make(folder: Path) -> Image.Image:
-    """Make the clips in a folder, read them in both ways, and return the picture."""
+    """Make the clips in a folder, read them with and without repairs, and return the
+    picture."""
     rng = np.random.default_rng(7)
     film: list[Luma] = [moment(2.5 * number, size=SIZE, speed=5) for number in range(_FRAMES)]
     telecine = probe(write(folder / "film.mkv", telecined(film)))

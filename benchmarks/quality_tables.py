@@ -1,7 +1,7 @@
-"""Tables from the JSON files of `benchmarks.quality`, and the tables of a page written anew from them.
+"""Tables from the JSON files of `benchmarks.quality`, and updated tables of a page.
 
-A page says itself which table stands where and what it is made of. Files without a folder lie in benchmarks/results;
-a name with a star is the last one by name that fits, or none:
+Marks in a page select the table and its files. Files without a folder are in
+benchmarks/results; a name with a star is the last one by name that fits, or none:
 
     <!-- table: means FILE... -->       every method's means, by kind
     <!-- table: clips FILE... -->       VMAF-NEG clip by clip, beside the best of the other methods
@@ -42,9 +42,10 @@ __all__ = [
 
 KINDS = ("clean", "deg", "aigc")
 BOTH = ("clean", "deg")
-"""The kinds whose mean ranks the methods; what is drawn at random has too few draws to rank by."""
+"""Kinds whose mean ranks the methods; random degradations have too few samples for a
+ranking."""
 SHOWN = {**METRICS, **LIKENESS}
-"""Every column that a table may have."""
+"""All columns that a table may have."""
 OURS = "ultraflash"
 RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(r"(<!-- table: (\w+) ([^>]*?)-->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -52,13 +53,14 @@ BLOCK = re.compile(r"(<!-- table: (\w+) ([^>]*?)-->\n).*?(<!-- end of table -->)
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one method reached on one case, or in the mean over all clips of a kind."""
+    """Scores of one method on one case, or the mean over all clips of a kind."""
 
     method: str
     kind: str
     clip: str
     seconds: float
-    """Wall time, decoding and lossless encoding included; of the installed command also its start."""
+    """Wall time, including decoding and lossless encoding, and for the installed
+    command also its start."""
     scores: dict[str, float]
 
 
@@ -102,7 +104,8 @@ def _mean_scores(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def means_table(rows: Sequence[Row]) -> str:
-    """Return the means over the clips as a Markdown table; our rows stand last in each kind."""
+    """Return the means over the clips as a Markdown table; our rows are last in each
+    kind."""
     means = mean_rows(rows)
     shown = {name: metric for name, metric in SHOWN.items() if any(name in row.scores for row in means)}
     heads = [f"{metric.title} {metric.unit}".strip() for metric in shown.values()]
@@ -143,9 +146,9 @@ def clips_table(rows: Sequence[Row]) -> str:
 
 
 def stage_table(rows: Sequence[Row]) -> str:
-    """Return what the whole cascade gains over the one without a stage: VMAF-NEG, and the share of tdiff that goes.
-
-    Counted are the clips with at least 0.3 more VMAF-NEG or at least 3 % less tdiff.
+    """Return the gain of the whole cascade over one without a stage: VMAF-NEG, and the
+    relative reduction of tdiff. Clips with at least 0.3 more VMAF-NEG or at least 3 %
+    less tdiff count.
     """
     lines = ["| left out | input | VMAF-NEG | tdiff | clips that gain as much |", "|---|---|---:|---:|---:|"]
     for method in _methods(rows):
@@ -181,7 +184,7 @@ def by_clip(rows: Sequence[Row], method: str, kinds: Sequence[str], score: str) 
 
 
 def rewritten(page: str) -> str:
-    """Return a page with the tables between its marks made anew."""
+    """Return a page with updated tables between its marks."""
 
     def made(block: re.Match[str]) -> str:
         rows = read_rows([Path(name) for name in block[3].split()])
@@ -191,7 +194,7 @@ def rewritten(page: str) -> str:
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return what to compare over: each kind there is, and clean and deg together."""
+    """Return the groups to compare: each existing kind, and clean and deg together."""
     kinds = [kind for kind in KINDS if any(row.kind == kind for row in rows)]
     groups: list[tuple[str, tuple[str, ...]]] = [(kind, (kind,)) for kind in kinds]
     if all(kind in kinds for kind in BOTH):

@@ -1,4 +1,5 @@
-"""Clips as RGB frames and back, through ffmpeg, with one colour matrix both ways: luma comes back as it was."""
+"""Conversion of clips to RGB frames and back by ffmpeg, with the same colour matrix,
+which preserves luma."""
 
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -17,14 +18,16 @@ Frame = npt.NDArray[np.uint8]
 """RGB [H, W, 3]."""
 
 FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
-# Named on both sides: what an untagged or differently tagged stream would fall back to depends on its size and way.
+# Named on both sides: the default for an untagged or differently tagged stream depends
+# on its size and direction.
 TO_RGB = f"scale=in_color_matrix=bt709:in_range=tv:{FLAGS},format=rgb24"
 TO_YUV = f"scale=out_color_matrix=bt709:out_range=tv:{FLAGS},format=yuv420p"
 TAGS = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 
 
 def read_rgb(path: Path, *, width_px: int, height_px: int) -> Iterator[Frame]:
-    """Yield the frames of a clip of this size. Raises InputError where it ends within a frame or holds none."""
+    """Yield the frames of a clip of this size. Raises InputError if it ends within a
+    frame or has none."""
     command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-i", str(path), "-vf", TO_RGB]
     command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-"]
     size, count = width_px * height_px * 3, 0
@@ -40,7 +43,7 @@ def read_rgb(path: Path, *, width_px: int, height_px: int) -> Iterator[Frame]:
 
 
 def write_rgb(path: Path, frames: Iterable[Frame], *, rate: Fraction) -> None:
-    """Write frames losslessly as 8-bit 4:2:0. Raises InputError where ffmpeg refuses."""
+    """Write frames losslessly as 8-bit 4:2:0. Raises InputError if ffmpeg fails."""
     remaining = iter(frames)
     first = next(remaining)
     height, width, _ = first.shape

@@ -1,7 +1,6 @@
-"""Say what a clip shows: a small classifier that has only ever seen scenes drawn by code.
-
-It reads the words back from a picture, so it can count how often a text-to-video model draws what it was told. How it
-learns is in `scene_judge_training.py`.
+"""Classify the content of a clip with a small network trained only on rendered scenes.
+It recovers the words of a prompt from the pictures, so it can measure how often a
+text-to-video model follows its prompt. `scene_judge_training.py` trains it.
 """
 
 import json
@@ -38,19 +37,20 @@ HEADS: dict[str, tuple[str, ...]] = {
     "motion": (*get_args(Motion), "none"),
     "place": get_args(Place),
 }
-"""What is said of a clip, and the words for it."""
+"""Classified attributes of a clip, and their words."""
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 FINE = 120, 208
-"""Height and width in pixels of the frames that a judge is given."""
+"""Height and width in pixels of the judge's input frames."""
 COARSE = 60, 104
-"""What it surveys, to find the thing and name all else."""
+"""Size at which it surveys a frame, to find the thing and classify everything else."""
 GLANCE = 56
-"""Sides of the piece of a fine frame, around the thing, by which it tells kinds apart."""
+"""Side of the crop of a fine frame, around the thing, by which it distinguishes
+kinds."""
 SEEN = 8, 13
 """Rows and columns of the features that are pooled; a thing is found to within one of them."""
 STEP_S = 0.5
-"""Between two frames that it looks at."""
+"""Time in seconds between the two frames that it compares."""
 UNSAID = -1
 """The label of a head that does not apply: a scene without a thing has no colour."""
 
@@ -85,14 +85,15 @@ class SceneJudge(nn.Module):
         return said | {"kind": torch.cat([kinds + there, none], dim=1)}
 
     def kinds(self, pieces_bchw: Tensor) -> Tensor:
-        """Return the logits of what is in pieces of fine frames [B, 3, GLANCE, GLANCE], which is something."""
+        """Return the logits of the kinds of things in crops of fine frames [B, 3,
+        GLANCE, GLANCE]."""
         seen = self.glance((2 * pieces_bchw - 1).contiguous(memory_format=torch.channels_last))
         return self.glance_kind(torch.cat([seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))], dim=1))
 
     def survey(self, frames_btchw: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return what is said and where it looked, of clips in [0, 1] of size `COARSE`, two frames or more.
-
-        The logits of each head [B, words], and the logits [B, T - 1, *SEEN] of the place of the thing.
+        """Return the logits of each head [B, words], and the logits [B, T - 1, *SEEN]
+        of the position of the thing, for clips in [0, 1] of size `COARSE` with two
+        frames or more.
         """
         now, then = frames_btchw[:, :-1], frames_btchw[:, 1:]
         pairs = torch.cat([2 * now - 1, 4 * (then - now)], dim=2)
@@ -118,7 +119,8 @@ def _convolutions(width: int, layers: Sequence[tuple[int, int, int]]) -> nn.Sequ
 
 
 def piece_around(frame_chw: Tensor, cell: int, side: int) -> Tensor:
-    """Return the square of a fine frame around a cell, counted row by row; the picture's edge goes on beyond it."""
+    """Return the square of a fine frame around a cell, counted row by row; the
+    picture's edge is repeated beyond it."""
     row, column = divmod(cell, SEEN[1])
     y, x = ((at + 0.5) * size / cells for at, size, cells in zip((row, column), FINE, SEEN, strict=True))
     wide = F.pad(frame_chw, [side // 2] * 4, mode="replicate")
@@ -126,7 +128,8 @@ def piece_around(frame_chw: Tensor, cell: int, side: int) -> Tensor:
 
 
 def shrink(frames: Frames) -> Tensor:
-    """Return frames ``[T, H, W, 3]`` of any size as the judge wants them: [T, 3, *FINE] in [0, 1]."""
+    """Return frames ``[T, H, W, 3]`` of any size as input for the judge: [T, 3, *FINE]
+    in [0, 1]."""
     return F.adaptive_avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, FINE)
 
 
@@ -140,13 +143,13 @@ def verdict(judge: SceneJudge, frames: Frames, *, fps: float = 16) -> dict[str, 
 
 
 def save_judge(judge: SceneJudge, path: Path, about: Mapping[str, Any]) -> None:
-    """Write weights in half precision, and JSON about how they came to be."""
+    """Write weights in half precision, and JSON about their training."""
     state = {name: value.half().contiguous() for name, value in judge.state_dict().items() if value.is_floating_point()}
     save_file(state, path, metadata={name: json.dumps(value) for name, value in about.items()})
 
 
 def load_judge(path: Path = WEIGHTS) -> SceneJudge:
-    """Return a judge as `save_judge` wrote it."""
+    """Load a judge that `save_judge` wrote."""
     judge = SceneJudge()
     with safe_open(path, "pt") as file:
         state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 not a mapping
@@ -156,6 +159,6 @@ def load_judge(path: Path = WEIGHTS) -> SceneJudge:
 
 
 def about_judge(path: Path = WEIGHTS) -> dict[str, Any]:
-    """Return what `save_judge` wrote about a judge."""
+    """Return the information that `save_judge` wrote about a judge."""
     with safe_open(path, "pt") as file:
         return {name: json.loads(value) for name, value in sorted(file.metadata().items())}

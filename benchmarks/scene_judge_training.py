@@ -1,7 +1,6 @@
-"""Train the judge of `scene_judge.py`, and count how often it is right.
-
-It must not learn from any model's clips; what keeps it fair to soft or blotchy ones is that its training clips are
-blurred, bent, blotched, recoloured and blended at random.
+"""Train the judge of `scene_judge.py`, and measure its accuracy. It must not learn from
+any model's clips; to be fair to soft or blotchy ones, its training clips are blurred,
+warped, blotched, recoloured and blended at random.
 
     python -m benchmarks.scene_judge_training train --out benchmarks/scene_judge.safetensors
     python -m benchmarks.scene_judge_training check         how often it is right on scenes that it has not seen
@@ -44,35 +43,37 @@ from ultraflash_cli.video.probe import probe
 __all__ = ["JudgeRecipe", "accuracy", "drawn_clip", "labels_of", "main", "soften", "train"]
 
 TRAIN_SEED, CHECK_SEED = 50_000_000, 70_000_000
-"""Numbers of the scenes to learn from and to check with; a generator's recipe draws others."""
+"""First numbers of the scenes for training and for checking; a generator's recipe uses
+different ones."""
 LATEST_START_S = 1.5
 WOBBLE = 16
-"""Pixels by which a glance may be off in training: a cell of the survey."""
+"""Maximum displacement of a glance in training, in pixels: one cell of the survey."""
 DRAWN_FRAMES = 3
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Hears of a step's number and of how often each head was right in its batch."""
+"""Function that receives a step's number and the accuracy of each head on its batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRecipe:
-    """How a judge is trained."""
+    """Settings of a judge's training."""
 
     steps: int = 800
     batch: int = 32
-    """Clips of a step."""
+    """Clips per step."""
     fresh: int = 1
-    """New scenes drawn before every step; they take the place of the oldest."""
+    """New scenes rendered before every step; they replace the oldest."""
     kept: int = 3000
-    """Scenes at hand."""
+    """Maximum number of scenes kept."""
     first: int = 600
-    """Scenes drawn before the first step."""
+    """Scenes rendered before the first step."""
     frames: int = 2
-    """Frames of a clip in training."""
+    """Frames per clip in training."""
     glance_steps: int = 700
-    """Steps of learning to tell kinds apart; they come last and draw scenes of their own."""
+    """Steps for learning to distinguish kinds; they come last and render separate
+    scenes."""
     glance_first: int = 500
-    """Scenes drawn before the first of them."""
+    """Scenes rendered before the first of these steps."""
     rate: float = 4e-3
     seed: int = 1
 
@@ -108,13 +109,13 @@ def _drawn(scene: Scene, seed: int, size: tuple[int, int], frames: int) -> Tenso
 
 @dataclass(frozen=True)
 class _Lesson:
-    """A clip to learn from."""
+    """A training clip."""
 
     frames_tchw_u8: Tensor
-    """Coarse."""
+    """Coarse frames."""
     labels: dict[str, int]
     place: Tensor
-    """Where the thing is: shares [T, *SEEN] that sum to 1, or zeros."""
+    """Position of the thing: shares [T, *SEEN] that sum to 1, or zeros."""
 
 
 def _bytes(frames: Tensor) -> Tensor:
@@ -127,7 +128,8 @@ def _empty(scene: Scene, seed: int) -> Tensor:
 
 
 def _place(frames: Tensor, empty: Tensor) -> Tensor:
-    """Return the shares of a thing's pixels that lie in each cell [T, *SEEN]; zeros where there are none."""
+    """Return the shares of a thing's pixels that lie in each cell [T, *SEEN]; zeros if
+    there are none."""
     changed = ((frames - empty).abs().sum(dim=1, keepdim=True) > 0.15).float()
     place = F.adaptive_avg_pool2d(changed, SEEN)[:, 0]
     return place / place.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
@@ -141,7 +143,8 @@ def _lesson(seed: int) -> _Lesson:
 
 
 def _glances(seed: int, rng: torch.Generator) -> tuple[Tensor, int] | None:
-    """Return pieces around a scene's thing, somewhat wider than a glance, and its kind; None without a thing."""
+    """Return crops around a scene's thing, somewhat wider than a glance, and its kind;
+    None without a thing."""
     fine, scene = drawn_clip(seed)
     if scene.thing is None:
         return None
@@ -155,7 +158,8 @@ def _glances(seed: int, rng: torch.Generator) -> tuple[Tensor, int] | None:
 
 
 def soften(clips_btchw: Tensor, rng: torch.Generator, *, reach_px: int = 1) -> Tensor:
-    """Damage clips as small models' pictures are damaged: soft, bent, blotched, off in colour, blended in time."""
+    """Degrade clips like the pictures of small models: soft, warped, blotched, off in
+    colour, blended in time."""
     edge, size = [reach_px] * 4, 2 * reach_px + 1
     count, frames = clips_btchw.shape[:2]
 
@@ -187,7 +191,8 @@ def soften(clips_btchw: Tensor, rng: torch.Generator, *, reach_px: int = 1) -> T
 
 
 def train(recipe: JudgeRecipe, on_step: OnStep | None = None) -> SceneJudge:
-    """Return a judge trained on drawn scenes alone; ``on_step`` hears how often each head is right in the batch."""
+    """Return a judge trained only on rendered scenes; ``on_step`` receives the accuracy
+    of each head on the batch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         judge = SceneJudge()
@@ -206,7 +211,7 @@ def _schedule(
 
 
 def _learn_glance(judge: SceneJudge, recipe: JudgeRecipe, on_step: OnStep | None = None) -> None:
-    """Teach a judge to tell kinds apart from close by; the rest of it stays as it is."""
+    """Train a judge to distinguish kinds in close-ups; the rest of it is unchanged."""
     rng = torch.Generator().manual_seed(recipe.seed + 1)
     optimizer, schedule = _schedule(judge, recipe.rate, recipe.glance_steps)
     glances: list[tuple[Tensor, int]] = []
@@ -271,7 +276,7 @@ def _learn_survey(judge: SceneJudge, recipe: JudgeRecipe, on_step: OnStep | None
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
 _MIRRORED = torch.tensor([HEADS["motion"].index(_OTHER_SIDE.get(word, word)) for word in HEADS["motion"]])
-"""The motion that a mirrored clip shows."""
+"""Motion of a mirrored clip, by the original motion."""
 
 
 def _share_right(said: Tensor, wanted: Tensor) -> float:
@@ -283,7 +288,7 @@ def _share_right(said: Tensor, wanted: Tensor) -> float:
 def accuracy(
     judge: SceneJudge, count: int, *, size: tuple[int, int] = (480, 832), softened: bool = False
 ) -> dict[str, float]:
-    """Return how often each head is right on scenes that nobody trained on, as they are or softened."""
+    """Return the accuracy of each head on held-out scenes, unchanged or softened."""
     rng = torch.Generator().manual_seed(7)
     right = {name: list[bool]() for name in HEADS}
     for number in range(count):
@@ -336,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Report:
-    """Prints the mean of fifty steps."""
+    """Prints means over fifty steps."""
 
     def __init__(self) -> None:
         self._since = list[dict[str, float]]()

@@ -1,4 +1,5 @@
-"""The metrics of the quality tables: means over a clip of what `ultraflash compare` measures on each frame."""
+"""Metrics of the quality tables: means over a clip of the per-frame values of
+`ultraflash compare`."""
 
 import sys
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 
 _NAMED = {"psnr_y": "psnr_y", "ssim": "float_ssim", "vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
-"""What libvmaf calls them."""
+"""Their names in libvmaf."""
 
 
 def measure(output: Path, reference: Path, *, threads: int = 1) -> dict[str, float]:
@@ -35,7 +36,7 @@ def measure(output: Path, reference: Path, *, threads: int = 1) -> dict[str, flo
     """
     views = View(output), View(reference)
     planes = (read_planes(view) for view in views)
-    # First: it is the one that says clearly what does not match.
+    # First, because its errors state clearly what does not match.
     pairs = compare_planes(*planes, crop_px=128, names=(str(output), str(reference)), warped_every=sys.maxsize)
     models = (_NAMED["vmaf"], _NAMED["vmaf_neg"])
     rows = libvmaf_frames(*views, models=models, features=("psnr", "float_ssim"), threads=threads)

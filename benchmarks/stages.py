@@ -1,7 +1,8 @@
-"""Check that every stage of a model matters: what its output is worth, on drawn scenes that no recipe has seen.
-
-`upscale` and `generate` run as they serve. Then each stage's output is put out (zeros), shuffled in time, and mirrored;
-what reads the words is put out, and given those of another scene. A line a stage says what the least of these costs:
+"""Check that every stage of a model matters, by the effect of its output on held-out
+rendered scenes. `upscale` and `generate` run normally. Then each stage's output is
+replaced by zeros, shuffled in time, and mirrored; the prompt embeddings are replaced by
+zeros, and by those of a different scene. A line a stage says what the least of these
+costs:
 
     name dB lpips_percent ok|FAIL
 
@@ -49,7 +50,7 @@ LEAST_PERCENT = 10.0
 CPU = torch.device("cpu")
 
 Change = Callable[[Tensor], Tensor]
-"""What is done to a stage's output ``[B, C, T, H, W]``."""
+"""Change applied to a stage's output ``[B, C, T, H, W]``."""
 
 
 def put_out(x: Tensor) -> Tensor:
@@ -58,12 +59,12 @@ def put_out(x: Tensor) -> Tensor:
 
 
 def shuffled(x: Tensor) -> Tensor:
-    """Return frames in another order; two are exchanged."""
+    """Return frames in a different order; two are exchanged."""
     return x.roll(x.shape[2] // 2 if x.shape[2] > 2 else 0, 2).flip(2)
 
 
 def mirrored(x: Tensor) -> Tensor:
-    """Return frames left to right."""
+    """Return frames mirrored left to right."""
     return x.flip(-1)
 
 
@@ -72,30 +73,32 @@ CHANGES: tuple[Change, ...] = (put_out, shuffled, mirrored)
 
 @dataclass(frozen=True)
 class Subject:
-    """A way through some stages, on clips whose truth is known."""
+    """A path through some stages, on clips with a known ground truth."""
 
     stages: Mapping[str, Any]
-    """Each by its name: what has a ``step`` that returns its state and its output."""
+    """Stages by name: objects with a ``step`` that returns a state and an output."""
     run: Callable[[int, bool], Tensor]
-    """Number of a clip, and whether its words are another's, to frames [B, 3, T, H, W]."""
+    """Function from the number of a clip, and whether to use a different clip's prompt,
+    to frames [B, 3, T, H, W]."""
     truth: Sequence[Tensor]
-    """What should come of each clip."""
+    """Ground truth of each clip."""
     words: Callable[[Change], Any] | None = None
-    """Opens a context in which the embedded words are changed; None where no stage reads words."""
+    """Opens a context in which the prompt embeddings are changed; None if no stage
+    reads a prompt."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What a stage is worth."""
+    """The effect of a stage."""
 
     name: str
     lost_db: float
     lost_percent: float | None
-    """None without a learned distance."""
+    """Loss of similarity in percent; None without a learned distance."""
 
     @property
     def ok(self) -> bool:
-        """Whether the stage is one."""
+        """Whether the stage has an effect."""
         return self.lost_db >= LEAST_DB or (self.lost_percent or 0.0) >= LEAST_PERCENT
 
     def __str__(self) -> str:
@@ -104,7 +107,8 @@ class Line:
 
 
 def checked(subject: Subject, *, likeness: bool = True) -> Iterator[Line]:
-    """Yield what every stage of a subject is worth: by the change of its output that costs least.
+    """Yield the effect of every stage of a subject, measured by the change of its
+    output that costs least.
 
     Without ``likeness`` the signal-to-noise ratio alone decides.
     """
@@ -139,7 +143,7 @@ def _changed(stage: Any, change: Change) -> Generator[None]:
 
 
 def _least(name: str, costs: Sequence[tuple[float, float | None]]) -> Line:
-    """Return the change that costs least, as the rule weighs it."""
+    """Return the change that costs least by the rule."""
     return min((Line(name, *cost) for cost in costs), key=_weight)
 
 
@@ -176,7 +180,8 @@ def _has_likeness() -> bool:
 
 
 def upscaled(profile: Profile, clips: Sequence[Tensor], *, scale: int = 2) -> Subject:
-    """Return `upscale` of clips [1, 3, T, H, W] that are made smaller; H and W are multiples of 32."""
+    """Return the results of `upscale` for downscaled clips [1, 3, T, H, W]; H and W are
+    multiples of 32."""
     height, width = (side // scale for side in clips[0].shape[3:])
     plan = plan_upscale(width, height, res=f"{scale}x", multiple_px=profile.multiple_px)
     cascade = build_upscaler(Shelf(), profile, plan, device=CPU).cascade
@@ -195,8 +200,9 @@ def upscaled(profile: Profile, clips: Sequence[Tensor], *, scale: int = 2) -> Su
 
 
 def refined(profile: Profile, clips: Sequence[Tensor], *, scale: int = 2) -> Subject:
-    """Return what `generate` does with latents, on those of clips [1, 3, T, H, W] made smaller; H and W are multiples
-    of 64 and T of 4, the first frame four times."""
+    """Return the results of the part of `generate` that follows the generator, for
+    latents of downscaled clips [1, 3, T, H, W]; H and W are multiples of 64 and T of 4,
+    the first frame four times."""
     height, width = (side // scale for side in clips[0].shape[3:])
     profile, shelf = profile.at_scale(scale), Shelf()
     assert isinstance(profile.encoder, EncoderConfig) and profile.sr_dit is not None, f"{profile.name} has the stages"
@@ -233,7 +239,8 @@ def generated(
     scale: int = 1,
     shelf: Shelf | None = None,
 ) -> Subject:
-    """Return `generate` of the captions of held-out scenes in which nothing falls."""
+    """Return the results of `generate` for the captions of held-out scenes without rain
+    or snow."""
     assert profile.generator is not None, f"{profile.name} generates"
     numbers = [n for n in range(HELD_OUT, HELD_OUT + 20 * count) if training_scene(0, n).weather in ("clear", "clouds")]
     numbers = [n for n in numbers if training_scene(0, n).thing is not None][:count]
@@ -290,7 +297,7 @@ def _clips(folder: Path, frames: int) -> list[Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a line a stage; return 1 where one is none."""
+    """Print a line per stage; return 1 if one has no effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--clips", type=Path, help="folder of clips for `upscale`, beside the drawn scenes")

@@ -37,15 +37,16 @@ class Command:
     """One documented command."""
 
     words: tuple[str, ...]
-    """What follows ``ultraflash train``."""
+    """Arguments after ``ultraflash train``."""
 
     @property
     def recipe(self) -> str:
-        """What it runs."""
+        """Name of the recipe that it runs."""
         return self.words[self.words[0] == "run"]
 
     def within(self, work: Path, share: float) -> "Command":
-        """Return it with its folders inside ``work`` and a share of its steps, at least two."""
+        """Return the command with its folders inside ``work`` and a share of its steps,
+        at least two."""
         words = list(self.words)
         for at, word in enumerate(words[:-1]):
             if word in ("--data", "--out", "--start-from"):
@@ -55,12 +56,13 @@ class Command:
         return Command(tuple(words))
 
     def value(self, option: str) -> str:
-        """Return what stands behind an option."""
+        """Return the value of an option."""
         return self.words[self.words.index(option) + 1]
 
 
 def commands_of(page: str) -> list[Command]:
-    """Return the commands at toy size that a page shows, in its order, the preparation of their scenes first."""
+    """Return the toy-size versions of a page's commands, in order, starting with the
+    preparation of their scenes."""
     found = re.findall(r"^ultraflash train (.*)$", page, re.MULTILINE)
     commands = [Command(tuple(shlex.split(line))) for line in found if not line.endswith("\\")]
 
@@ -72,7 +74,7 @@ def commands_of(page: str) -> list[Command]:
 
 
 def summary(command: Command, rows: Sequence[dict[str, Any]], *, seconds: float) -> dict[str, Any]:
-    """Return what a run did: rows of its log, of which the curve keeps some twenty."""
+    """Return a summary of a run: about twenty rows of its log."""
     losses = [name for name in rows[-1] if name not in NOT_LOSSES]
     every = max(1, len(rows) // CURVE_POINTS)
     kept = [row for at, row in enumerate(rows) if at % every == 0 or at == len(rows) - 1]
@@ -88,12 +90,12 @@ def summary(command: Command, rows: Sequence[dict[str, Any]], *, seconds: float)
 
 
 def log_often(command: Command) -> list[str]:
-    """Return the option that gives a run's curve its points."""
+    """Return the option that sets how often a run logs."""
     return ["--log-every", str(max(1, int(command.value("--steps")) // CURVE_POINTS))]
 
 
 def run(command: Command, *, shown: Command) -> dict[str, Any]:
-    """Run a command; return its summary under the words that a reader may repeat."""
+    """Run a command; return its summary with the command line to repeat it."""
     out = Path(command.value("--out"))
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "ultraflash_cli", "train", *command.words], check=True, cwd=ROOT)
@@ -105,7 +107,7 @@ def run(command: Command, *, shown: Command) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the commands and write a file a recipe; stops at the first that fails."""
+    """Run the commands and write a file per recipe; stop at the first failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of material and runs")
     parser.add_argument("--share", type=float, default=1.0, help="of the documented steps (1)")

@@ -1,4 +1,5 @@
-"""`lite` with other weights or another degree of detail, as a method of its own."""
+"""`lite` with different weights or a different degree of detail, as a separate
+method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +19,21 @@ from ultraflash_cli.weights.verify import sha256_of
 __all__ = ["Variant"]
 
 UPSCALING = ("pixels", "pixels_detail")
-"""The parts of a profile that upscale."""
+"""Parts of a profile that upscale."""
 
 OPTIONS = {"color": str, "cuts": str, "device": str, "precision": str, "seed": int, "strength": float, "threads": int}
-"""Options of `ultraflash upscale` that a variant takes, too."""
+"""Options of `ultraflash upscale` that a variant also accepts."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How to run ``lite`` otherwise."""
+    """A variant of ``lite``."""
 
     detail: float | None = None
-    """What ``--detail`` says."""
+    """Value of ``--detail``."""
     weights: Path | None = None
-    """A folder with files named as those of ``ultraflash_cli/weights/lite``; None for those."""
+    """Folder with the same file names as ``ultraflash_cli/weights/lite``; None for that
+    folder."""
 
     def hashes(self, *, scale: int) -> dict[str, str]:
         """Return the sha256 of every file it runs at ``scale``, by the weights' names. Raises WeightsError."""
@@ -40,7 +42,8 @@ class Variant:
         return {name: sha256_of(self.path(name)) for name in map(profile.weight_of, parts)}
 
     def path(self, name: str) -> Path:
-        """Return the file of weights of ``lite``. Raises WeightsError where the folder lacks it."""
+        """Return the file of weights of ``lite``. Raises WeightsError if the folder
+        lacks it."""
         path = read_manifest()[name].path
         if self.weights is not None:
             path = self.weights / path.name
@@ -69,7 +72,7 @@ class Variant:
 
 
 class _Models(Models):
-    """Builds the variant where the command would build ``lite``."""
+    """Builds the variant instead of ``lite``."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ class _Models(Models):
 
 
 class _Shelf(Shelf):
-    """Takes the weights of ``lite`` from the variant's folder."""
+    """Loads the weights of ``lite`` from the variant's folder."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()

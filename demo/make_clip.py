@@ -1,4 +1,5 @@
-"""Draw the demonstration clip, demo/clip.mp4: a harbour in two seconds, nothing but arithmetic and a font.
+"""Draw the demonstration clip, demo/clip.mp4: two seconds of a harbour, made only from
+arithmetic and a font.
 
 python demo/make_clip.py    (needs pillow, which `.[dev]` brings)
 """
@@ -35,7 +36,7 @@ def cloud_noise(rng: np.random.Generator, height: int, width: int, *, power: flo
 
 
 def picture(rgb: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
-    """Return an RGBA layer from colours 0..255 and a mask of where it covers."""
+    """Return an RGBA layer from colours 0..255 and a coverage mask."""
     alpha = np.full(rgb.shape[:2], 255) if mask is None else np.where(mask, 255, 0)
     return Image.fromarray(np.dstack([rgb.clip(0, 255), alpha]).astype(np.uint8), "RGBA")
 
@@ -71,7 +72,7 @@ def mountains(rng: np.random.Generator) -> Image.Image:
 
 
 def forest(rng: np.random.Generator) -> Image.Image:
-    """Firs on the far shore, the nearer the darker."""
+    """Firs on the far shore, darker if nearer."""
     layer = Image.new("RGBA", (WIDE + PAN, HIGH))
     draw = ImageDraw.Draw(layer)
     for depth in range(3):
@@ -125,7 +126,8 @@ def bricks(
 
 
 def tower(rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int]]:
-    """The lighthouse, its quay and the notice board; also where the mast ends."""
+    """Draw the lighthouse, its quay and the notice board; also return the top of the
+    mast."""
     layer = Image.new("RGBA", (WIDE + PAN, HIGH))
     draw = ImageDraw.Draw(layer)
     bricks(rng, draw, (0, QUAY, WIDE + PAN, HIGH), (66, 30), (150, 142, 132))

@@ -1,6 +1,6 @@
 """Upscale demo/clip.mp4 with the installed command and show the difference in one picture.
 
-python demo/run.py [--picture FILE]    prints where the clip and the picture lie
+python demo/run.py [--picture FILE]    prints the paths of the clip and the picture
 """
 
 import argparse
@@ -36,7 +36,8 @@ def read_frame(path: Path, number: int, size_px: tuple[int, int]) -> Image.Image
 
 
 def before_and_after(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Return the crops of both frames side by side, enlarged by whole pixels, under a line that names them."""
+    """Return the crops of both frames side by side, enlarged by whole pixels, below a
+    heading."""
     wide, high = CROP_PX[0] * ZOOM, CROP_PX[1] * ZOOM
     rows = len(CROPS_XY)
     sheet = Image.new("RGB", (2 * wide + 3 * MARGIN_PX, HEADER_PX + rows * (high + MARGIN_PX)), (24, 26, 30))

@@ -1,11 +1,13 @@
-"""The first minutes on a GPU, most telling first: each section in a process of its own, all results in one file.
+"""The first minutes on a GPU, most informative sections first: each section runs in a
+separate process, all results are in one file.
 
     PYTHONPATH=.:kernels python -m benchmarks.gpu.first_run --out first_run.json --within 380
     PYTHONPATH=.:kernels python -m benchmarks.gpu.first_run --out first_run.json --only attention,graphs
     PYTHONPATH=.:kernels python -m benchmarks.gpu.first_run --out first_run.json --dry-run    # tiny, on a CPU
 
-Run the same command again after a timeout: sections that have a result are skipped, and failed ones are retried. An
-illegal memory access costs one section, because each has a process of its own. Needs torch and numpy, no weights.
+Run the same command again after a timeout: sections that have a result are skipped, and
+failed ones are retried. An illegal memory access costs one section, because each runs
+in a separate process. Needs torch and numpy, no weights.
 """
 
 import argparse
@@ -38,11 +40,11 @@ SECTIONS: Mapping[str, int] = {
     "race": 60,
     "state": 40,
 }
-"""Seconds that a section may take, in the order of what each tells."""
+"""Time limit of each section in seconds, most informative sections first."""
 LEAST_S = 20
-"""No section is begun with less time than this left."""
+"""Minimum time left to start a section."""
 TOLD = 3000
-"""Characters of a failure that are kept."""
+"""Number of characters of an error output that are kept."""
 
 
 def remaining(results: Mapping[str, Mapping[str, Any]], asked: Sequence[str]) -> list[str]:
@@ -51,7 +53,8 @@ def remaining(results: Mapping[str, Mapping[str, Any]], asked: Sequence[str]) ->
 
 
 def run_section(name: str, limit_s: float, *, dry: bool) -> dict[str, Any]:
-    """Run one section in a process of its own; return its result, or why it has none."""
+    """Run one section in a separate process; return its result, or the reason why it
+    has none."""
     begun_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder, "result.json")
@@ -68,7 +71,7 @@ def run_section(name: str, limit_s: float, *, dry: bool) -> dict[str, Any]:
 
 
 def _one(name: str, out: Path, *, dry: bool) -> None:
-    """Run a section here, in the process that was made for it."""
+    """Run a section in this process, which was started for it."""
     from benchmarks.gpu import sections
 
     try:
@@ -85,7 +88,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what has no result yet, as far as time allows; return 1 where a section failed."""
+    """Run the sections without a result, as time allows; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("first_run.json"), help="the one file with all results")
     parser.add_argument("--within", type=float, default=570, metavar="S", help="seconds in all")

@@ -1,4 +1,5 @@
-"""The sections of the first run on a GPU; with ``dry`` each proves itself on a CPU at tiny sizes."""
+"""Sections of the first run on a GPU; with ``dry`` each is tested on a CPU at tiny
+sizes."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ Impl = Literal["triton", "reference"]
 
 
 class Here:
-    """Where a section runs, and how large."""
+    """Device and size of a section."""
 
     def __init__(self, *, dry: bool) -> None:
         self.dry = dry
@@ -43,7 +44,7 @@ class Here:
         return sorted(start.elapsed_time(stop) for start, stop in pairs)[rounds // 2]
 
     def tried(self, found: dict[str, Any], name: str, call: Callable[[], Any]) -> None:
-        """Add what a call returns, or why it fails."""
+        """Add the result of a call, or the reason for its failure."""
         try:
             found[name] = call()
             if not self.dry:
@@ -59,12 +60,12 @@ class Here:
 
 
 def _off(got: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference over the norm of what is expected."""
+    """Return the norm of the difference relative to the norm of the expected tensor."""
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 def facts(here: Here) -> dict[str, Any]:
-    """Rates of the device, and what its libraries choose."""
+    """Measure rates of the device, and record the choices of its libraries."""
     side = 64 if here.dry else 8192
     found: dict[str, Any] = {"torch": str(torch.__version__)}
     if not here.dry:
@@ -103,7 +104,8 @@ def facts(here: Here) -> dict[str, Any]:
 
 
 def correct(here: Here) -> dict[str, Any]:
-    """Every kernel at published sizes and in real layouts beside its definition: relative errors."""
+    """Compare every kernel at published sizes and in real layouts with its definition:
+    relative errors."""
     from ultraflash_cli.engine.layers.rope import rotation_tables
     from ultraflash_kernels.adaln_modulate import adaln_modulate, gated_residual, residual_norm
     from ultraflash_kernels.block_lists import BlockRule
@@ -173,7 +175,8 @@ def correct(here: Here) -> dict[str, Any]:
 
 
 def attention(here: Here) -> dict[str, Any]:
-    """The block-sparse kernel in several cuts, and beside FlexAttention with the same lists: TFLOP/s."""
+    """Time the block-sparse kernel in several tilings, and FlexAttention with the same
+    lists: TFLOP/s."""
     if here.dry:
         return {"skipped": "cuts are for a GPU"}
     from ultraflash_kernels.block_sparse_attention import block_list_attention, kernel
@@ -213,7 +216,8 @@ def attention(here: Here) -> dict[str, Any]:
 
 
 def convolutions(here: Here) -> dict[str, Any]:
-    """Convolutions of the memory decoders in every implementation: errors and ms; what KERNEL_WINS is filled from."""
+    """Run convolutions of the memory decoders in every implementation: errors and ms,
+    the source of KERNEL_WINS."""
     from ultraflash_kernels.memory_conv import activated_conv, memory_conv, residual_conv, upsampled_conv
 
     found: dict[str, Any] = {}
@@ -257,7 +261,7 @@ def _profiled(here: Here, call: Callable[[], object]) -> dict[str, Any]:
 
 
 def profile_refine(here: Here) -> dict[str, Any]:
-    """Where the time of a group behind the generator goes."""
+    """Profile a group after the generator."""
     found: dict[str, Any] = {}
     for scale in (2,) if here.dry else (2, 3):
         made = here.untrained(scale=scale)
@@ -274,7 +278,7 @@ def profile_refine(here: Here) -> dict[str, Any]:
 
 
 def profile_rest(here: Here) -> dict[str, Any]:
-    """Where the time of a generated group, and of an upscaled one, goes."""
+    """Profile a generated group and an upscaled one."""
     from ultraflash_cli.bench.streams import UpscaledStream
 
     made = here.untrained(kind="generate", scale=1, long=True, frames=24)
@@ -293,7 +297,8 @@ def profile_rest(here: Here) -> dict[str, Any]:
 
 
 def graphs(here: Here) -> dict[str, Any]:
-    """Frames by graphs, by streams beside each other and by both: bit for bit those of plain work?"""
+    """Check whether frames made with graphs, concurrent streams or both are
+    bit-identical to those of plain execution."""
     found: dict[str, Any] = {}
     plain: list[Tensor] = []
     ways = {"plain": (False, False), "graphs": (True, False), "lanes": (False, True), "both": (True, True)}
@@ -321,7 +326,8 @@ def graphs(here: Here) -> dict[str, Any]:
 
 
 def race(here: Here) -> dict[str, Any]:
-    """Two graphs replayed at once on two streams: do they meet in the workspace of cuBLAS?"""
+    """Check whether two graphs replayed at once on two streams conflict in the
+    workspace of cuBLAS."""
     if here.dry:
         return {"skipped": "graphs are for a GPU"}
     made: list[tuple[Any, Tensor, Tensor]] = []
@@ -344,7 +350,8 @@ def race(here: Here) -> dict[str, Any]:
 
 
 def state(here: Here) -> dict[str, Any]:
-    """What the model waits for when a state is saved, and how long its bytes take to arrive."""
+    """Measure how long the model waits when a state is saved, and how long its copy
+    takes."""
     from ultraflash_cli.models.frames import UpscaledFrames
 
     made = here.untrained(scale=2)

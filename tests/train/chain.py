@@ -1,4 +1,4 @@
-"""The paper's recipes one after another, at toy size, each trained once when first asked for."""
+"""The paper's recipes in sequence, at toy size, each trained once on first use."""
 
 import functools
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Weights = dict[str, Tensor]
 
 
 def toy(recipe: ModuleType, steps: int, **changes: Any) -> Any:
-    """The recipe's toy settings on small clips that are merely scaled down."""
+    """Return the recipe's toy settings for small clips that are only downscaled."""
     config = recipe.configure(steps=steps, seed=1, toy=True)
     loop = replace(config.loop, average=0.9, save_every=steps // 2, log_every=steps)
     if hasattr(config, "pairs"):
@@ -72,7 +72,7 @@ def batches_of(recipe: ModuleType, config: Any, *, held_out: bool = False) -> Ca
 
 
 def held_out(recipe: ModuleType, config: Any, roles: nn.Module, *, batches: int = 3) -> dict[str, float]:
-    """The mean of every term over held-out clips."""
+    """Return the mean of every term over held-out clips."""
     make, terms = batches_of(recipe, config, held_out=True), dict[str, float]()
     with torch.no_grad():
         for learner in recipe.learners(config):
@@ -90,7 +90,8 @@ def train(recipe: ModuleType, config: Any, roles: nn.Module, folder: Path) -> We
 
 
 class Chain:
-    """Every stage's weights, trained once when first asked for, and what its loss was before and after."""
+    """Weights of every stage, trained once on first use, and its loss before and
+    after."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
