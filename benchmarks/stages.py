@@ -1,17 +1,18 @@
 """Check that every stage of a model matters, by the effect of its output on held-out
 rendered scenes. `upscale` and `generate` run normally. Then each stage's output is
 replaced by zeros, shuffled in time, and mirrored; the prompt embeddings are replaced by
-zeros, and by those of a different scene. A line a stage says what the least of these
-costs:
+zeros, and by those of a different scene. A line per stage shows the smallest loss among
+these:
 
     name dB lpips_percent ok|FAIL
 
-in signal-to-noise ratio and, where stlpips-pytorch is installed, in learned distance, both to the scene. Less than
-0.5 dB and less than 10 % is a FAIL: such a stage changes no picture and is none. Exit status 1 then.
+in signal-to-noise ratio and, if stlpips-pytorch is installed, in learned distance, both measured
+against the scene. A loss of less than 0.5 dB and less than 10 % is a FAIL, because such a stage has
+no visible effect; the exit status is then 1.
 
-    python -m benchmarks.stages                    # drawn scenes
-    python -m benchmarks.stages --clips FOLDER     # `upscale` on clips, too
-    python -m benchmarks.stages --weights FOLDER   # `generate` by weights of runs
+    python -m benchmarks.stages                    # rendered scenes
+    python -m benchmarks.stages --clips FOLDER     # `upscale` also on clips
+    python -m benchmarks.stages --weights FOLDER   # `generate` with weights of runs
 """
 
 import argparse

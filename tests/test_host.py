@@ -96,7 +96,7 @@ def test_a_container_s_share_of_processor_time_bounds_the_threads(
     assert usable_cores(group_files(tmp_path, files)) == cores
 
 
-def test_free_space_is_told_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_free_space_is_reported_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.1)
 
 

@@ -70,7 +70,7 @@ def test_lists_are_made_and_read_without_looking_at_a_value() -> None:
     assert lists.to_mask().shape == mask.shape
 
 
-def test_what_lies_behind_the_last_list_does_not_matter() -> None:
+def test_what_lies_after_the_last_list_does_not_matter() -> None:
     mask = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)) < 0.3
     lists = BlockLists.from_mask(mask)
     lists.blocks[int(lists.starts[-1]) :] = 2**31 - 1

@@ -103,7 +103,7 @@ def test_a_stream_gives_what_a_file_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 4, 7, 11])
-def test_a_saved_state_goes_on_with_the_same_frames(at: int) -> None:
+def test_a_saved_state_resumes_with_the_same_frames(at: int) -> None:
     clip = frames(11)
     expected = whole(clip)
     first = stream()

@@ -74,7 +74,7 @@ def seekable(stream: CausalStream | None = None, read: Callable[[int], Picture] 
     every=st.sampled_from([1, 5, 1000]),
     room=st.sampled_from([0, 9_000, 10**9]),
 )
-def test_any_order_gives_the_frames_of_reading_from_the_start(
+def test_any_order_produces_the_frames_of_reading_from_the_start(
     order: list[int], kept: int, every: int, room: int
 ) -> None:
     reader = Reader(CLIP, SCENES)  # marked, because finding them takes time
@@ -163,7 +163,7 @@ def test_after_an_error_the_next_frames_are_right_again(failing: str, monkeypatc
         assert np.array_equal(stream.frame(number), EXPECTED[number]), number
 
 
-def test_a_stream_of_the_model_gives_the_same_pixels_in_any_order() -> None:
+def test_a_stream_of_the_model_produces_the_same_pixels_in_any_order() -> None:
     options: dict[str, Any] = {"model": "tiny-lite", "device": "cpu", "threads": 1, "seed": 3}
     frames = CLIP[:50]
     expected = sequential(open_stream((SIZE[1], SIZE[0]), **options), frames, (20, 41))

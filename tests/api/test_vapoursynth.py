@@ -58,7 +58,7 @@ def test_colours_are_read_and_written_by_the_properties_of_a_frame(facts: dict[s
     assert all(error <= 1 for error in facts["colours"].values()), facts["colours"]
 
 
-def test_any_order_of_requests_gives_the_frames_of_playing_and_playing_reads_once(facts: dict[str, Any]) -> None:
+def test_any_order_of_requests_produces_the_frames_of_playing_and_playing_reads_once(facts: dict[str, Any]) -> None:
     for threads, found in facts["orders"].items():
         assert found["alone"] and found["together"], f"{threads} threads"
         assert found["reads"] <= 70, "60 frames, a few of them twice"
@@ -100,7 +100,7 @@ def test_the_module_imports_neither_torch_nor_vapoursynth(facts: dict[str, Any])
     assert facts["imported"] == [] and not facts["torch"]
 
 
-def test_the_model_in_a_real_vapoursynth_gives_the_frames_of_a_stream(facts: dict[str, Any]) -> None:
+def test_the_model_in_a_real_vapoursynth_produces_the_frames_of_a_stream(facts: dict[str, Any]) -> None:
     draws = [np.random.default_rng(scene) for scene in range(3)]
     out: list[Any] = []
     stream = open_stream((32, 24), **TINY)

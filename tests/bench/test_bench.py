@@ -72,7 +72,7 @@ def test_traffic_is_what_operations_read_and_write_without_views() -> None:
         assert so_far() == Work(0, 128 + 3 * 128 + 2 * 128)
 
 
-def test_a_clock_counts_by_stage_while_it_is_told_to() -> None:
+def test_a_clock_counts_by_stage_while_it_is_enabled() -> None:
     clock, a = CountingClock(CPU), torch.ones(8, 8)
     with clock("early"):
         torch.mm(a, a)
@@ -94,7 +94,7 @@ def test_the_rates_of_stages_follow_from_their_time_and_work() -> None:
     assert [stage.share for stage in beside] == [0.5, 0.5, 0.0], "stages overlap, so they add up to more than the total"
 
 
-def test_implementations_are_set_beside_each_other_and_beside_the_limits() -> None:
+def test_implementations_are_compared_with_each_other_and_with_the_limits() -> None:
     def timed(impl: str, seconds: float, name: str = "attention 1K") -> Measured:
         return Measured(name, impl, "bfloat16", "toy", seconds, 0.0, 4e9 / seconds, 2e12 / seconds)
 

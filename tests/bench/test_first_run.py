@@ -57,7 +57,7 @@ def test_every_part_that_is_named_exists() -> None:
         first_run.main(["--only", "speed"])
 
 
-def test_a_section_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_section_runs_in_a_separate_process(tmp_path: Path) -> None:
     out = tmp_path / "first.json"
     assert first_run.main(["--dry-run", "--out", str(out), "--only", "attention"]) == 0
     assert json.loads(out.read_text())["attention"]["result"] == {"skipped": "cuts are for a GPU"}

@@ -34,7 +34,7 @@ def test_the_long_window_runs_too() -> None:
     assert measure(tiny, "generate", "2k").frames == 13 + 24
 
 
-def test_a_budget_that_is_too_small_is_told_and_a_small_one_names_its_settings() -> None:
+def test_a_budget_that_is_too_small_is_reported_and_a_small_one_names_its_settings() -> None:
     cpu = torch.device("cpu")
     failed = measure(Setup(profile=TINY_RANDOM, device=cpu, groups=1, budget_bytes=10**6), "latents", "1k").failed
     assert failed is not None and "needs" in failed

@@ -83,7 +83,7 @@ def test_a_drawn_degradation_depends_on_the_clip_s_name_and_the_seed_alone(clips
     assert made("two", 0)[1] != first[1]
 
 
-def test_luma_survives_the_way_to_rgb_and_back(tmp_path: Path) -> None:
+def test_luma_survives_conversion_to_rgb_and_back(tmp_path: Path) -> None:
     """Saturated colours, whose luma another matrix would shift by many levels."""
     source, back = tmp_path / "source.mkv", tmp_path / "back.mkv"
     pattern = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=0.12"]
@@ -121,7 +121,7 @@ def test_clips_are_compared_with_the_best_other_method_of_each_kind() -> None:
     ]
 
 
-def test_a_stage_earns_its_place_by_detail_or_by_steadiness() -> None:
+def test_a_stage_is_justified_by_detail_or_by_steadiness() -> None:
     rows = [row("clean", clip, 80, "ultraflash without sr_dit", tdiff=5.0) for clip in ("a", "b", "c")]
     rows.append(row("clean", "a", 80, "ultraflash", vmaf_neg=80.5, tdiff=5.0))
     rows.append(row("clean", "b", 80, "ultraflash", tdiff=4.8))
@@ -129,7 +129,7 @@ def test_a_stage_earns_its_place_by_detail_or_by_steadiness() -> None:
     assert cells(quality_tables.stage_table(rows)) == [["sr_dit", "clean", "+0.23", "-2.0 %", "2 of 3"]]
 
 
-def test_tables_of_a_page_are_made_anew_from_the_files_it_names(tmp_path: Path) -> None:
+def test_tables_of_a_page_are_updated_from_the_files_it_names(tmp_path: Path) -> None:
     for name, value in (("old", 1.0), ("new", 2.0)):
         (tmp_path / name).write_text(json.dumps({"clips": [asdict(row("clean", "a", value))]}))
     head = f"<!-- table: means {tmp_path / 'old'} {tmp_path / 'new'} -->\n"

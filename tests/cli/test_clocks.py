@@ -74,7 +74,7 @@ JOINED = {
 
 
 @pytest.mark.parametrize("name", JOINED)
-def test_joined_recordings_keep_their_sound_beside_their_picture(
+def test_joined_recordings_keep_sound_in_sync_with_the_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     case = JOINED[name]
@@ -180,7 +180,7 @@ def test_frames_that_are_far_apart_keep_their_times_whatever_their_order(
 
 
 @pytest.mark.parametrize("jump_s", [-2, 1, 5])
-def test_sound_whose_timestamps_jump_alone_goes_on(
+def test_sound_whose_timestamps_jump_alone_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], jump_s: int
 ) -> None:
     whole = recording(tmp_path / "whole.ts", frames=125)
@@ -202,7 +202,7 @@ def test_a_pause_of_the_sound_alone_stays(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".flv", ".vob"])
-def test_other_containers_start_anew_with_all_their_streams(
+def test_other_containers_restart_with_all_their_streams(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
     part, lines = recording(tmp_path / "part.ts", frames=50), tmp_path / "a.srt"
@@ -297,7 +297,7 @@ def test_a_pipe_gives_the_times_of_the_file(tmp_path: Path, monkeypatch: pytest.
     assert piped.times == of_file.times and piped.tracks == of_file.tracks
 
 
-def test_an_interrupted_run_over_a_step_of_the_clock_gives_the_same_file(tmp_path: Path) -> None:
+def test_an_interrupted_run_over_a_step_of_the_clock_produces_the_same_file(tmp_path: Path) -> None:
     source = tmp_path / "in.ts"
     source.write_bytes(recording(tmp_path / "part.ts").read_bytes() * 2)
     run(job(source, tmp_path / "whole.mp4"))

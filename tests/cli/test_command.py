@@ -73,7 +73,7 @@ def test_stdout_holds_one_json_object_and_stderr_one_event_a_line(
         pytest.param(signal.SIGINT, 130, id="SIGINT"),
     ],
 )
-def test_after_a_signal_the_same_command_gives_the_frames_of_an_uninterrupted_run(
+def test_after_a_signal_the_same_command_produces_the_frames_of_an_uninterrupted_run(
     clip: Path, whole: tuple[Path, object], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     arguments = ("upscale", clip, "-o", tmp_path / "out.mp4", "--res", "2x")

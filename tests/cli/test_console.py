@@ -71,7 +71,7 @@ def test_plain_lines_come_no_more_often_than_the_interval() -> None:
     ("predicted_s", "told"),
     [(None, None), (1.2, None), (14.4, "takes about 14 s"), (200, "takes about 3:20"), (9000, "takes about 2:30:00")],
 )
-def test_how_long_a_clip_is_going_to_take_is_said_at_the_start(predicted_s: float | None, told: str | None) -> None:
+def test_the_predicted_time_of_a_clip_is_reported_at_the_start(predicted_s: float | None, told: str | None) -> None:
     err = io.StringIO()
     console = Console(Settings(), out=io.StringIO(), err=err)
     console.on_event(replace(STARTED, predicted_s=predicted_s))
@@ -201,7 +201,7 @@ def test_no_color_is_read_from_the_environment_as_its_standard_says() -> None:
     assert not Settings.from_environment({}).no_color
 
 
-def test_compiled_kernels_are_kept_with_the_weights_unless_told_otherwise(tmp_path: Path) -> None:
+def test_compiled_kernels_are_kept_with_the_weights_unless_set_otherwise(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
     keep_compiled_kernels(tmp_path, environ)
     assert environ == {"TRITON_CACHE_DIR": str(tmp_path / "kernels")}
@@ -242,7 +242,7 @@ def test_the_groups_of_a_long_clip_are_not_listed_one_by_one() -> None:
     assert describe(one)[1].endswith(" 1 frame in groups of 9") and ", 1 frame, " in headline(one)
 
 
-def test_a_plan_is_told_with_sizes_streams_and_what_is_left_out() -> None:
+def test_a_plan_is_described_with_sizes_streams_and_what_is_left_out() -> None:
     assert describe(PLANNED) == [
         "in.mkv -> in_1k.mkv",
         "  832x480 -> 1664x960, model lite x2, h264 yuv420p",

@@ -207,7 +207,7 @@ def test_a_damaged_file_ends_the_search_for_a_tag(tmp_path: Path) -> None:
         assert read_made(path) is None
 
 
-def test_an_option_that_comes_later_is_told_as_well_and_every_told_option_exists(tmp_path: Path) -> None:
+def test_an_option_that_comes_later_is_reported_as_well_and_every_reported_option_exists(tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Later(UpscaleJob):
         halo: str = "none"

@@ -65,9 +65,7 @@ def test_a_flag_that_the_pictures_belie_is_not_believed_unless_asked(
     assert doubled(source, tmp_path / "out.mkv", "--deinterlace", "off") == []
 
 
-def test_a_title_without_fields_does_not_hide_those_behind_it(
-    tmp_path: Path, doubled: Callable[..., list[str]]
-) -> None:
+def test_a_title_without_fields_does_not_hide_later_ones(tmp_path: Path, doubled: Callable[..., list[str]]) -> None:
     source = tmp_path / "a.ts"
     parts = [tmp_path / "title.ts", tmp_path / "film.ts"]
     ffmpeg(*GRAY.format("160x96", 25, 1).split(), "-vf", f"{WAVES},setfield=tff", *FLAGGED.split(), str(parts[0]))

@@ -72,7 +72,7 @@ def test_what_is_passed_over_in_a_folder_is_named(films: Path, capsys: pytest.Ca
     assert "broken.mkv skipped: it cannot be read or is a broken link" in shown.err
 
 
-def test_a_folder_of_numbered_images_is_told_of_images(
+def test_a_folder_of_numbered_images_is_reported_as_images(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shots = tmp_path / "shots"
@@ -119,7 +119,7 @@ def test_no_output_replaces_another_input(films: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("command", ["upscale", "generate"])
-def test_a_long_dry_run_shows_plans_as_it_goes_and_obeys_the_first_ctrl_c(
+def test_a_long_dry_run_shows_plans_as_it_runs_and_obeys_the_first_ctrl_c(
     films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     copied(films / "race.mkv", *(f"{number}.mkv" for number in range(9)))
@@ -194,7 +194,7 @@ def test_a_stop_between_two_clips_is_obeyed() -> None:
         next(batch.run_batch([batch.GenerateJob(prompt="a cat")], lambda event: None, stop=stop))
 
 
-def test_what_is_no_file_on_this_machine_is_told_apart(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_file_on_this_machine_is_distinguished(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (films / "live.m3u8").write_text("#EXTM3U\nhttp://x/1.ts\n")
     for source, told in (("http://x/y.mp4", "URLs are not supported"), (films / "live.m3u8", "is a playlist")):
         for others in ([], [str(films / "race.mkv")]):

@@ -66,7 +66,9 @@ def frames_shown(path: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_a_damaged_file_becomes_a_right_file_or_one_line(originals: list[Path], tmp_path: Path, batch: int) -> None:
+def test_a_damaged_file_results_in_a_correct_file_or_one_line(
+    originals: list[Path], tmp_path: Path, batch: int
+) -> None:
     films, out = tmp_path / "films", tmp_path / "out"
     films.mkdir()
     each = COUNT // BATCHES

@@ -87,7 +87,7 @@ def test_stdout_holds_one_json_object_and_stderr_one_event_a_line(
     assert {event["first_frame_s"] for event in events[2:-1]} == {report["first_frame_s"]}
 
 
-def test_after_sigkill_the_same_command_gives_the_pixels_of_an_uninterrupted_run(
+def test_after_sigkill_the_same_command_produces_the_pixels_of_an_uninterrupted_run(
     whole: tuple[Path, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = (*LONG, "-o", tmp_path / "out.mp4")
@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_line_and_exit_7_before_and_during_the_work(
     assert names(at_home) == []
 
 
-def test_a_batch_goes_on_where_asked_and_names_what_failed(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_continues_if_asked_and_names_what_failed(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (at_home / "prompts").write_text("a cat\na fox\n")
     (at_home / "a-cat_480p_seed0.mp4").write_text("mine")
     command = ["generate", "--prompts", "prompts", *TRIAL, "--res", "480p", "--seconds", "0.5"]
@@ -274,7 +274,9 @@ def test_the_installed_command_makes_both_sizes_by_a_model_with_a_skip_path(tmp_
         assert [frame.shape for frame in decoded(path)] == [shape] * 9
 
 
-def test_what_to_know_of_a_model_is_said_once_for_all_clips(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_to_know_of_a_model_is_reported_once_for_all_clips(
+    at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["generate", PROMPT, *LITE, "--res", "480p", "--seconds", "0.5", "--count", "2"]
     for extra, times in (("--dry-run", 1), ("--seed=0", 1), ("-qy", 0)):
         assert main([*command, extra]) == 0

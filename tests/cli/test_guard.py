@@ -18,7 +18,7 @@ def strays(source: Path, output: Path) -> np.ndarray:
     return (lanczos_resize(large, *small.shape[2:]) - small).abs().numpy()
 
 
-def test_a_guard_keeps_the_result_near_its_source_and_its_share_is_told(
+def test_a_guard_keeps_the_result_near_its_source_and_its_share_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = make_clip(tmp_path / "in.mp4", frames=3)

@@ -78,7 +78,7 @@ def timed_doubler(prepared: Prepared) -> Built[FrameUpscaler]:
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_a_hostile_place_becomes_a_right_file_or_one_line(
+def test_a_hostile_place_results_in_a_correct_file_or_one_line(
     clips: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -242,7 +242,7 @@ def test_no_memory_is_5(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["upscale", str(clip), "--res", "2x"]) == 5
 
 
-def test_memory_that_runs_out_is_met_with_a_smaller_plan_that_is_said(
+def test_memory_that_runs_out_is_met_with_a_smaller_plan_that_is_reported(
     clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ultraflash_cli.jobs.running import loader
@@ -350,7 +350,7 @@ def test_a_folder_that_may_not_be_read_is_one_line_and_exit_3(
 
 
 @pytest.mark.usefixtures("tiny_model")
-def test_a_batch_goes_on_where_asked_and_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_continues_if_asked_and_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "films"
     folder.mkdir()
     make_clip(folder / "a.mkv", frames=4)
@@ -414,7 +414,7 @@ def test_probe_tells_the_file_and_the_plan(clip: Path, capsys: pytest.CaptureFix
     assert "64x48 -> 1280x960" in shown and "\nmemory: " in shown
 
 
-def test_clean_lists_leftovers_and_removes_them_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_lists_leftovers_and_removes_them_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = work_folder(tmp_path / "out.mp4")
     OutputLock(folder).close()
     Journal(folder, {})

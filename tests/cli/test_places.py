@@ -47,7 +47,7 @@ def upscale(*arguments: object) -> int:
 
 
 @pytest.mark.parametrize("options", [[], ["-y"], ["--no-resume"]], ids=" ".join)
-def test_an_archive_cannot_reach_a_folder_beside_it(
+def test_an_archive_cannot_reach_a_folder_next_to_it(
     shared_cases: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     victim = tmp_path / "victim"

@@ -54,7 +54,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("command", ["probe", "upscale"])
-def test_what_is_no_video_is_told_apart(
+def test_what_is_no_video_is_distinguished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, command: str
 ) -> None:
     content, code, says = REFUSED[name]
@@ -172,7 +172,7 @@ def test_too_little_memory_is_no_bug(
     assert "error: out of memory" in capsys.readouterr().err
 
 
-def test_a_limit_of_address_space_that_no_library_survives_is_told_before_the_work(
+def test_a_limit_of_address_space_that_no_library_survives_is_reported_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resource = pytest.importorskip("resource")

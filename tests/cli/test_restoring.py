@@ -134,7 +134,7 @@ def test_real_footage_is_restored_at_its_size_and_keeps_the_grain_put_on_it(
     assert noise[1] == pytest.approx(noise[0], rel=0.35), "as much grain as before where nothing moves"
 
 
-def test_a_resumed_run_gives_the_same_file_whatever_was_measured(tmp_path: Path) -> None:
+def test_a_resumed_run_produces_the_same_file_whatever_was_measured(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     film = [framed(grainy(picture, rng), left=8) for picture in film_pictures(40)]
     source = write(tmp_path / "a.mkv", telecined(film))

@@ -53,7 +53,7 @@ def test_an_old_spelling_still_works(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
     ids=["a command", "a prompt without quotes", "one file too many"],
 )
-def test_a_slip_is_answered_in_one_line(typed: list[str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slip_is_reported_in_one_line(typed: list[str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(typed) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {answer}") and said.count("\n") == 1 and "?;" not in said

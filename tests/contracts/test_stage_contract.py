@@ -64,7 +64,9 @@ def test_a_stage_follows_the_protocol(case: StageCase) -> None:
 @each_stage
 @settings(max_examples=6)
 @given(pushes=st.lists(st.integers(0, 9), min_size=1, max_size=8))
-def test_any_split_of_a_clip_into_pushes_gives_the_same_result_bit_for_bit(case: StageCase, pushes: list[int]) -> None:
+def test_any_split_of_a_clip_into_pushes_produces_the_same_result_bit_for_bit(
+    case: StageCase, pushes: list[int]
+) -> None:
     stage, clip = case.build(), clip_of(case)
     assert torch.equal(run(case, stage, clip, pushes), run(case, stage, clip, []))
 
@@ -103,7 +105,7 @@ def test_shapes_in_the_state_are_fixed_from_the_start(case: StageCase) -> None:
 
 
 @each_stage
-def test_a_saved_state_goes_on_bit_for_bit(case: StageCase) -> None:
+def test_a_saved_state_continues_bit_for_bit(case: StageCase) -> None:
     stage, clip = case.build(), clip_of(case)
     whole = run(case, stage, clip, [])
     for stop in group_borders(case, stage, clip):

@@ -32,7 +32,7 @@ def test_a_clean_prefix_is_remembered_as_if_it_had_been_generated(stage: Generat
     assert torch.equal(run(stage, more, generated), run(stage, more, prefilled))
 
 
-def test_behind_a_clean_prefix_no_chunk_is_shorter() -> None:
+def test_after_a_clean_prefix_no_chunk_is_shorter() -> None:
     stage = build(dataclasses.replace(TINY, independent_first_frame=True))
     state = Sampler(stage).prefill(start(stage), clean_latents(4))
     state, out = advance(stage, state, clip(3))

@@ -33,7 +33,7 @@ def test_a_chunk_run_for_training_equals_the_streamed_one_and_passes_gradients_t
     assert not missing
 
 
-def test_every_frame_may_have_a_timestep_of_its_own(stage: Generator) -> None:
+def test_every_frame_may_have_its_own_timestep(stage: Generator) -> None:
     x = clean_latents(3)
     with torch.no_grad():
         same = stage.forward_chunk(x, 500.0).flow_bcthw

@@ -32,7 +32,7 @@ def test_frames_of_different_timesteps_have_flows_of_their_own_levels() -> None:
     assert torch.isfinite(stage.forward_chunk(x, 0.0).flow_bcthw).all()
 
 
-def test_a_network_that_sees_signal_alone_answers_pure_noise_as_it_answers_any_other() -> None:
+def test_a_network_that_sees_signal_alone_handles_pure_noise_like_any_other() -> None:
     stage = build(replace(TINY, prediction="clean", sees_signal=True))
     x, other = clean_latents(3), clean_latents(3).flip(2)
 
@@ -63,7 +63,7 @@ def test_a_pooled_prompt_reaches_every_token_at_once() -> None:
 
 
 @pytest.mark.parametrize("velocity", [(0.0, 0.5), (0.0, -0.5), (-0.5, 0.0), (0.5, 0.0)])
-def test_what_moves_as_the_prompt_says_stays_in_one_place_of_a_frame_that_moves_along(
+def test_what_moves_as_prompted_stays_in_one_position_of_a_moving_frame(
     velocity: tuple[float, float],
 ) -> None:
     stage = build(replace(TINY, grid=(2, 3), pool_text=True, velocities=(velocity, (0.0, 0.0)), slide=True))
@@ -90,7 +90,7 @@ def test_what_moves_as_the_prompt_says_stays_in_one_place_of_a_frame_that_moves_
     assert not torch.allclose(places(TINY.taught_frames - 1), places(TINY.taught_frames - 2), atol=1e-3)
 
 
-def test_constants_of_moving_places_are_those_of_the_config_however_it_is_loaded() -> None:
+def test_constants_of_moving_positions_are_those_of_the_config_however_it_is_loaded() -> None:
     config = replace(TINY, grid=(2, 3), pool_text=True, velocities=((0.4875, 0.1), (0.0, 0.0)))
     plain = build(config)
     with torch.device("meta"):

@@ -42,7 +42,7 @@ def test_what_moves_at_the_chosen_velocity_keeps_its_embedding() -> None:
 
 
 @torch.no_grad()
-def test_a_chunk_has_the_places_of_its_frames_and_time_ends_with_what_was_taught() -> None:
+def test_a_chunk_has_the_positions_of_its_frames_and_time_ends_with_training() -> None:
     made = places()
     torch.nn.init.normal_(made.clock.weight)
     text = speaking_for(made, 0)
@@ -66,7 +66,7 @@ def test_the_prompt_chooses() -> None:
     assert (flows[0] - flows[1]).abs().max() > 1e-4, "nothing else depends on the prompt here"
 
 
-def test_velocities_need_places_and_a_prompt() -> None:
+def test_velocities_require_positions_and_a_prompt() -> None:
     with pytest.raises(ConfigError, match="require a grid and pool_text"):
         replace(CONFIG, pool_text=False)
     with pytest.raises(ConfigError, match="require a grid and pool_text"):

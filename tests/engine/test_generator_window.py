@@ -29,7 +29,7 @@ def test_the_longest_stream_is_whole_chunks(change: dict[str, Any], longest: int
     assert GeneratorConfig(**change).longest == longest
 
 
-def test_a_window_that_slides_forgets_what_is_behind_the_sink() -> None:
+def test_a_window_that_slides_forgets_frames_after_the_sink() -> None:
     stage = build(dataclasses.replace(TINY, num_layers=1, window=6, sink=2, slide=True))
     inputs = clip(3)
 
@@ -45,7 +45,7 @@ def test_a_window_that_slides_forgets_what_is_behind_the_sink() -> None:
     assert changed == {0, 1, 8}, "the chunk itself takes the other three places"
 
 
-def test_positions_go_on_beyond_the_window() -> None:
+def test_positions_continue_beyond_the_window() -> None:
     stage = build(dataclasses.replace(TINY, window=3, slide=True))
     state, _ = advance(stage, start(stage), clip(12))
     assert (state.frames, state.rings[0].total, state.rings[0].fill) == (12, 12 * TOKENS, 3 * TOKENS)

@@ -46,7 +46,7 @@ def test_generating_ahead_changes_no_pixel_and_works_in_order() -> None:
     ]
 
 
-def test_a_state_with_a_group_generated_ahead_is_saved_and_goes_on_with_and_without_streams() -> None:
+def test_a_state_with_a_group_generated_ahead_is_saved_and_continues_with_and_without_streams() -> None:
     plan = plan_generation(9)
     streams, log = logged_streams()
     model, plain = video(plan, streams=streams), video(plan)
@@ -128,7 +128,7 @@ def test_the_upscaler_sends_the_same_pictures_through_buffers(dtype: type) -> No
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["8 bits", "16 bits"])
-def test_every_integer_survives_the_way_to_the_device_and_back(deep: bool) -> None:
+def test_every_integer_survives_conversion_to_the_device_and_back(deep: bool) -> None:
     top, dtype = (65535, np.uint16) if deep else (255, np.uint8)
     whole = np.arange(0, top + 1, dtype=dtype)[: (top + 1) // 3 * 3].reshape(1, 1, -1, 3)
     bits = torch.from_numpy(whole.view(np.int16) if deep else whole)

@@ -104,7 +104,7 @@ def test_a_memory_that_shrinks_by_schedule_is_recorded_by_its_length() -> None:
         assert torch.equal(upscaled(model, clip(53)), upscaled(plain, clip(53)))
 
 
-def test_after_a_recording_that_failed_everything_runs_eagerly_and_is_said_once() -> None:
+def test_after_a_recording_that_failed_everything_runs_eagerly_and_is_reported_once() -> None:
     recorder = LateRecorder(refuses="a host copy")
     graphs = Graphs(recorder)
     model, plain = cascade(LITE, graphs), cascade(LITE, Graphs(None))
@@ -174,7 +174,7 @@ def test_a_capture_that_fails_gives_stream_and_allocator_back(monkeypatch: pytes
     assert fake.ended_pools == [1] and fake.pools == 2, "the pool that was being filled is used again"
 
 
-def test_paused_graphs_run_everything_as_it_is() -> None:
+def test_paused_graphs_run_everything_eagerly() -> None:
     graphs = Graphs(LateRecorder())
     model = cascade(LITE, graphs)
     with graphs.paused():

@@ -111,7 +111,7 @@ def test_the_plan_of_a_cpu_is_the_whole_process() -> None:
     assert "Python and its libraries" not in {each.name for each in on_gpu.parts}
 
 
-def test_a_group_in_pieces_holds_one_piece_beside_the_result() -> None:
+def test_a_group_in_pieces_holds_one_piece_and_the_result() -> None:
     def run(piece: Tensor, memories: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         return piece.repeat(1, 1, 1, 100, 100), ()
 
@@ -122,7 +122,7 @@ def test_a_group_in_pieces_holds_one_piece_beside_the_result() -> None:
     assert live.peak < (6 + 1.5) * piece
 
 
-def test_refining_in_groups_holds_one_group_beside_the_frames() -> None:
+def test_refining_in_groups_holds_one_group_and_the_frames() -> None:
     class Growing:
         def run_group(self, state: Any, low: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
             return state, (low, low.repeat(1, 1, FRAMES_PER_LATENT, 100, 100))

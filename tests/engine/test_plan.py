@@ -79,7 +79,7 @@ def test_targets_are_read_in_any_case(res: str, target: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("res", ["1x1", "1x1000", "0x0"])
-def test_a_target_without_pixels_is_said_to_be_too_small(res: str) -> None:
+def test_a_target_without_pixels_is_reported_as_too_small(res: str) -> None:
     with pytest.raises(UsageError, match="at least 2 pixels"):
         plan_upscale(832, 480, res=res)
 

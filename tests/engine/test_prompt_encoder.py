@@ -23,7 +23,7 @@ def encoder() -> PromptEncoder:
         return PromptEncoder(CONFIG)
 
 
-def test_words_are_told_apart_and_signs_and_case_are_not() -> None:
+def test_words_are_distinguished_and_signs_and_case_are_not() -> None:
     tokenize = WordTokenizer(CONFIG.vocab)
     assert tokenize("A red, RED balloon!") == [*tokenize("a red red balloon")]
     a, red, again, balloon, end = tokenize("a red red balloon")
@@ -48,7 +48,7 @@ def test_it_stands_where_the_large_encoder_stands() -> None:
     assert (embeds[1] != 0).any(dim=-1).all()
 
 
-def test_a_prompt_is_embedded_alike_whoever_stands_beside_it_and_other_words_otherwise() -> None:
+def test_a_prompt_is_embedded_alike_in_any_batch_and_other_words_otherwise() -> None:
     network = encoder()
     alone, beside = network.encode(("a red car",)), network.encode(("a red car", "a blue boat at night in the rain"))
     torch.testing.assert_close(alone[0], beside[0])

@@ -18,7 +18,7 @@ def test_a_flat_picture_stays_flat() -> None:
     torch.testing.assert_close(lanczos_resize(flat, 5, 40), torch.full((1, 3, 5, 40), 0.3))
 
 
-def test_a_ramp_keeps_its_place() -> None:
+def test_a_ramp_keeps_its_position() -> None:
     """Half a pixel of shift would show as an offset of a quarter step."""
     ramp = torch.arange(32.0).repeat(8, 1).view(1, 1, 8, 32)
     out = lanczos_upscale(ramp, 2)[0, 0, 8, 16:48]

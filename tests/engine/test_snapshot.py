@@ -42,7 +42,7 @@ def state() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("free_bytes", "holds"), [(10_000, 0), (10, 1)], ids=["room to double it", "no room"])
-def test_a_state_on_its_way_may_be_overwritten_and_arrives_as_it_was(
+def test_a_state_in_transit_may_be_overwritten_and_arrives_as_it_was(
     tmp_path: Path, free_bytes: int, holds: int
 ) -> None:
     engine = Gpu(free_bytes)

@@ -82,7 +82,7 @@ def stage() -> SrDit:
 
 
 @given(pushes=st.lists(st.integers(0, 6), max_size=6), frames=st.integers(1, 13))
-def test_any_split_of_a_clip_gives_the_same_latents(stage: SrDit, pushes: list[int], frames: int) -> None:
+def test_any_split_of_a_clip_produces_the_same_latents(stage: SrDit, pushes: list[int], frames: int) -> None:
     inputs = clip(frames)
     whole = run(stage, inputs, [])
     assert whole.shape == inputs.cond_bcthw.shape
@@ -113,7 +113,7 @@ def test_a_fresh_state_forgets_the_last_clip(stage: SrDit) -> None:
     assert torch.equal(first, run(stage, clip(7), []))
 
 
-def test_a_saved_and_loaded_state_goes_on_bit_for_bit(stage: SrDit) -> None:
+def test_a_saved_and_loaded_state_continues_bit_for_bit(stage: SrDit) -> None:
     inputs, context = clip(11), torch.randn(1, 3, TINY.text_dim)
     for cut in (3, 4, 9):
         state, _ = stage.step(start(stage, context=context), part(inputs, 0, cut))

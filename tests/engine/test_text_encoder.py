@@ -131,7 +131,7 @@ def test_a_missing_and_an_unexpected_name_are_refused(encoder: TextEncoder) -> N
     [(torch.float32, 1e-6), (torch.bfloat16, 0.1), (torch.float16, 0.02)],
     ids=["fp32", "bf16", "fp16"],
 )
-def test_every_precision_gives_the_same_embedding_nearly(
+def test_every_precision_produces_the_same_embedding_nearly(
     encoder: TextEncoder, dtype: torch.dtype, tolerance: float
 ) -> None:
     wide = encode_prompts(encoder, ByteTokenizer(), [PROMPT])
@@ -196,7 +196,7 @@ def test_a_published_folder_is_read_as_it_stands(folder: Path) -> None:
     assert ids[-1] == 1 and ids.count(1) == 1 and 2 not in ids, "bytes stand in for the snowman"
 
 
-def test_a_folder_with_the_pieces_alone_gives_the_same_ids(folder: Path) -> None:
+def test_a_folder_with_the_pieces_alone_produces_the_same_ids(folder: Path) -> None:
     ids = load_tokenizer(folder)(PROMPT)
     (folder / "tokenizer.json").unlink()
     assert load_tokenizer(folder)(PROMPT) == ids

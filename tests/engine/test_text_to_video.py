@@ -89,7 +89,7 @@ def test_the_prompt_reaches_generator_and_refiner() -> None:
     assert not torch.equal(*refined)
 
 
-def test_a_saved_state_goes_on_bit_for_bit() -> None:
+def test_a_saved_state_continues_bit_for_bit() -> None:
     model = video(plan_generation(9), low=True)
     whole = run(model, seed=4)
     state, _ = model.step(start(model, seed=4))
@@ -158,7 +158,7 @@ def test_how_many_groups_are_made_at_a_time_changes_nothing() -> None:
     assert torch.equal(low_frames_of(one), low_frames_of(other))
 
 
-def test_the_states_of_both_decoders_go_on_bit_for_bit() -> None:
+def test_the_states_of_both_decoders_continue_bit_for_bit() -> None:
     model = lite(plan_generation(12), low=True)
     whole = run_lite(model, seed=4)
     fresh = lambda: start(model, context=LITE_CONTEXT, seed=4)  # noqa: E731

@@ -86,7 +86,7 @@ def test_red_stays_red() -> None:
     assert red > 200 and green < 60 and blue < 60
 
 
-def test_a_saved_state_goes_on_bit_for_bit() -> None:
+def test_a_saved_state_continues_bit_for_bit() -> None:
     up, frames = upscaler(41, 23), pictures(19, 41, 23)
     whole = run(up, frames, seed=4)
     state, first = up.step(up.init_state(seed=4), frames[:5])
@@ -96,7 +96,7 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
     assert all(map(np.array_equal, first + second + go_on(up, state, frames[13:]), whole))
 
 
-def test_noise_depends_on_the_seed_and_on_the_scene_s_place() -> None:
+def test_noise_depends_on_the_seed_and_on_the_scene_s_position() -> None:
     frames = pictures(5)
     one = np.stack(run(upscaler(), frames))
     assert np.array_equal(np.stack(run(upscaler(), frames)), one)

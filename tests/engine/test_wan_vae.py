@@ -61,7 +61,7 @@ def test_a_tail_is_encoded_with_its_last_frame_repeated() -> None:
 
 @settings(max_examples=10)
 @given(cuts=st.sets(st.integers(1, 3)))
-def test_the_decoder_gives_the_same_frames_for_any_split(cuts: set[int]) -> None:
+def test_the_decoder_produces_the_same_frames_for_any_split(cuts: set[int]) -> None:
     _, decoder = vae()
     latents = clip_of(4, channels=4, side=2)
     state, out = decoder.init_state(batch=1, height=2, width=2), list[Tensor]()

@@ -20,7 +20,7 @@ def test_the_clip_is_small_lasts_two_seconds_and_names_its_origin(repository: Pa
     assert "clip.mp4" in attribution and "licensed" in attribution
 
 
-def test_the_picture_shows_the_same_places_of_both_frames_side_by_side() -> None:
+def test_the_picture_shows_the_same_positions_of_both_frames_side_by_side() -> None:
     before = run.read_frame(run.CLIP, run.FRAME, run.SIZE_PX)
     after = Image.new("RGB", run.SIZE_PX, (9, 99, 199))
     sheet = np.asarray(run.before_and_after(before, after))

@@ -65,7 +65,7 @@ def test_the_motion_of_a_texture_is_found() -> None:
     assert float(np.sqrt(np.mean((moved - still) ** 2))) > 8
 
 
-def test_the_worst_place_is_where_something_was_put() -> None:
+def test_the_worst_position_is_where_something_was_put() -> None:
     def spoiled() -> Iterator[Planes]:
         for t, planes in enumerate(clip()):
             y = planes.y_hw.copy()
@@ -78,7 +78,7 @@ def test_the_worst_place_is_where_something_was_put() -> None:
     assert 32 <= worst.top_px <= 64 and 64 <= worst.left_px <= 96
 
 
-def test_chosen_places_show_different_things() -> None:
+def test_chosen_positions_show_different_things() -> None:
     near = [Crop(frame, 0, 16, 20 - 0.1 * frame) for frame in range(20)]
     others = [Crop(3, 64, 64, 5.0), Crop(5, 0, 96, 4.0), Crop(9, 64, 0, 3.0)]
     chosen = distinct_crops([*near, *others], count=3, frames=20, crop_px=32)

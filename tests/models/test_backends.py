@@ -66,7 +66,7 @@ def use(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     monkeypatch.setitem(BACKENDS, "xpu", backend)
 
 
-def test_a_device_that_computes_rightly_gives_the_pixels_of_the_cpu(
+def test_a_device_that_computes_rightly_produces_the_pixels_of_the_cpu(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, stand_in())

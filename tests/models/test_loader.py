@@ -25,7 +25,7 @@ def upscale(source: Path, output: Path, *, stop_at: int | None = None) -> Report
     return run(job, listen, stop=stop, segment_frames=8)
 
 
-def test_a_run_that_goes_on_inside_a_scene_gives_the_frames_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_run_that_continues_inside_a_scene_produces_the_frames_of_an_uninterrupted_one(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", frames=30)
     upscale(source, tmp_path / "whole.mp4")
     with pytest.raises(Interrupted):

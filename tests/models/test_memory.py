@@ -169,6 +169,6 @@ def test_every_size_of_a_generation_is_planned(scale: int, long: bool) -> None:
     assert {"generator KV ring", "low-resolution decoder state" if scale > 1 else "decoder state"} <= names
 
 
-def test_a_model_that_cannot_generate_is_told() -> None:
+def test_a_model_that_cannot_generate_is_reported() -> None:
     with pytest.raises(UsageError, match="tiny-lite cannot generate"):
         plan_generation_memory(replace(TINY_LITE, generator=None), scale=2, device=CPU, dtype_of=bf16)

@@ -90,7 +90,7 @@ def test_equal_prompts_are_encoded_once_and_each_gets_its_own(home: Path) -> Non
     assert len(kept(home)) == 2
 
 
-def test_a_prompt_that_is_cut_is_said_to_be_every_time(home: Path) -> None:
+def test_a_prompt_that_is_cut_is_reported_every_time(home: Path) -> None:
     for _ in range(2):
         warnings: list[str] = []
         (rows,) = embed(home, "abcdefgh" * 20, warnings=warnings)
@@ -98,7 +98,7 @@ def test_a_prompt_that_is_cut_is_said_to_be_every_time(home: Path) -> None:
         assert len(warnings) == 1 and "the first 8 are used" in warnings[0]
 
 
-def test_a_damaged_file_is_made_anew(home: Path) -> None:
+def test_a_damaged_file_is_made_again(home: Path) -> None:
     (first,) = embed(home, "abc")
     (path,) = kept(home)
     path.write_bytes(b"broken")
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_made_anew(home: Path) -> None:
     assert torch.equal(load_file(path)["rows"], first)
 
 
-def test_another_text_encoder_has_embeddings_of_its_own(home: Path) -> None:
+def test_a_different_text_encoder_has_its_own_embeddings(home: Path) -> None:
     (first,) = embed(home, "abc")
     store = WeightStore(home)
     tensors = load_file(store.path(read_manifest()["wan/text_encoder"]))
@@ -138,7 +138,7 @@ def test_a_changed_text_encoder_is_refused(home: Path) -> None:
         embed(home, "abc")
 
 
-def test_a_prompt_of_which_no_word_is_known_is_said_to_be(tmp_path: Path) -> None:
+def test_a_prompt_of_which_no_word_is_known_is_reported(tmp_path: Path) -> None:
     told: dict[str, list[str]] = {}
     for prompt in ("a calm sea", "a zeppelin over the sea", "xyzzy", "🎈🌅", "a video of the"):
         read, said = prompt_read(LITE, prompt, 3), told.setdefault(prompt, [])

@@ -172,7 +172,7 @@ def test_a_codec_leaves_its_marks(codec: str) -> None:
     assert error(10) < error(45)
 
 
-def test_the_sheet_shows_the_plain_partner_first() -> None:
+def test_the_sheet_shows_the_plain_counterpart_first() -> None:
     sheet, logs = contact_sheet(clip(), 2, AigcConfig(), seed=1, count=3)
     assert sheet.shape == (3 * 24, 4 * 32, 3) and len(logs) == 4
     assert [entry["operator"] for entry in logs[0]] == ["deliver"]

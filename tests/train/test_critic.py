@@ -6,7 +6,7 @@ import torch
 from ultraflash_cli.train.critic import Critic, relativistic_loss, reversed_gradient
 
 
-def test_one_loss_teaches_the_critic_and_draws_frames_the_other_way() -> None:
+def test_one_loss_teaches_the_critic_and_draws_frames_in_opposite_directions() -> None:
     torch.manual_seed(0)
     critic, true = Critic(width=4), torch.rand(1, 3, 3, 16, 16)
     drawn = torch.full_like(true, 0.5, requires_grad=True)

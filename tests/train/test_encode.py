@@ -78,7 +78,7 @@ def test_a_sample_holds_latents_partners_words_and_where_they_come_from(shards: 
     assert names[-1] == f"{sample.key}.json" and len(names) == 5
 
 
-def test_a_killed_encoding_goes_on_behind_the_last_whole_sample(clips: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_killed_encoding_resumes_after_the_last_whole_sample(clips: Path, shards: Path, tmp_path: Path) -> None:
     whole = (shards / "shard-00000.tar").read_bytes()
     second = read_members(shards / "shard-00000.tar")[1]
     part = tmp_path / "shard-00000.part"

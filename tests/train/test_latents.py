@@ -65,7 +65,7 @@ def test_encoded_scenes_are_what_the_encoder_makes_of_drawn_ones(
     assert len({words for _, words, _ in drawn}) > 10, "captions vary in wording"
 
 
-def test_an_interrupted_encoding_goes_on_and_other_latents_are_refused(
+def test_an_interrupted_encoding_resumes_and_other_latents_are_refused(
     tmp_path: Path, encoder: dict[str, torch.Tensor]
 ) -> None:
     encode_scenes(job(tmp_path, encoder, count=2))
@@ -120,7 +120,7 @@ def test_lengths_of_clips_change_over_a_run() -> None:
     assert replace(config, profile=sliding, lengths=long).lengths == long, "a window that slides has seen longer ones"
 
 
-def test_a_generator_draws_the_chunk_that_a_later_one_follows_itself_as_often_as_it_is_told(
+def test_a_generator_draws_the_chunk_that_a_later_one_follows_itself_as_often_as_configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = generator.configure(steps=1, seed=1, toy=True)
@@ -152,7 +152,7 @@ def test_a_generator_draws_the_chunk_that_a_later_one_follows_itself_as_often_as
     assert torch.allclose(own, drawn, atol=1e-5) and not torch.allclose(own, clip[:, :, 2:4], atol=0.1)
 
 
-def test_a_generator_refines_its_own_first_answer_as_in_service(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generator_refines_its_own_first_output_as_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
     config = generator.configure(steps=1, seed=1, toy=True)
     config = replace(config, text_drop=0.0, clean_share=0.0, weight_below=1.0, thing_weight=1.0)
     with torch.random.fork_rng(devices=[]):

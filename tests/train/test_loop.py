@@ -65,7 +65,7 @@ def train(folder: Path, *, stop: int | None = None, steps: int = 12) -> tuple[li
     return losses, model
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_losses_and_ends_in_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_resumes_with_the_same_losses_and_ends_in_the_same_weights(tmp_path: Path) -> None:
     whole, model = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", stop=10)
@@ -85,7 +85,7 @@ def test_it_learns_and_returns_the_average(tmp_path: Path) -> None:
     assert not torch.equal(next(iter(pupil["parameters"].values())), next(iter(pupil["average"].values())))
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_finished_run_is_left_unchanged(tmp_path: Path) -> None:
     _, model = train(tmp_path)
     losses, again = train(tmp_path)
     assert losses == []

@@ -43,7 +43,7 @@ def test_the_decoder_and_a_fresh_encoder_learn_to_keep_more_than_coarse_colours(
     assert after["luma"] < 0.9 * before["luma"] < 0.03
 
 
-def test_a_given_encoder_stays_as_it_is_in_the_decoder_recipe(chain: Chain) -> None:
+def test_a_given_encoder_stays_unchanged_in_the_decoder_recipe(chain: Chain) -> None:
     roles = decoder.start(toy(decoder, 2), [], chain.decoder())
     assert {name.split(".")[0] for name, p in roles.named_parameters() if p.requires_grad} == {"decoder"}
 
@@ -135,7 +135,7 @@ STARTS: dict[str, tuple[ModuleType, Callable[[Chain], Weights]]] = {
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_a_recipe_that_was_killed_goes_on_with_the_same_losses(name: str, chain: Chain, tmp_path: Path) -> None:
+def test_a_recipe_that_was_killed_resumes_with_the_same_losses(name: str, chain: Chain, tmp_path: Path) -> None:
     recipe, weights = STARTS[name]
     size = {"size": SCENE_SIZE} if name.startswith("generator") else {"frames": 8}
     config = toy(recipe, 6, **size)

@@ -146,7 +146,7 @@ def test_the_mean_of_runs_lies_between_them_and_can_be_exported(tmp_path: Path) 
     assert main(command) == 2
 
 
-def test_it_goes_on_from_the_files_of_a_model(lpips: None) -> None:
+def test_it_continues_from_the_files_of_a_model(lpips: None) -> None:
     config = config_of()
     faithful, detailed = (PerceptualRoles(config).faithful.state_dict() for _ in range(2))
     roles = perceptual.start(config, [], perceptual.merge([faithful, detailed]))

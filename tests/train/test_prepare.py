@@ -144,7 +144,7 @@ def test_scenes_of_two_sizes_take_turns_and_leave_a_window_of_each(tmp_path: Pat
         replace(job, scene_window=64)
 
 
-def test_nothing_to_prepare_is_said() -> None:
+def test_nothing_to_prepare_is_reported() -> None:
     with pytest.raises(UsageError, match="nothing to prepare"):
         PrepareJob()
 

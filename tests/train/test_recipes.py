@@ -122,7 +122,7 @@ def test_the_parallel_form_equals_the_streaming_form(scale: int) -> None:
     torch.testing.assert_close(torch.cat(streamed, dim=2), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_pixels_goes_on_from_its_own_weights_alone() -> None:
+def test_pixels_continues_from_its_own_weights_alone() -> None:
     config = pixels.configure(steps=1, seed=1)
     given = pixels.PixelRoles().state_dict()
     given["pixels.embed.bias"] = torch.ones(48)

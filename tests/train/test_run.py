@@ -117,7 +117,7 @@ def test_the_stages_of_the_paper_run_one_after_the_other_from_their_commands(tmp
     assert read_record(tmp_path / "generator_distil").recipe == "generator_distil"
 
 
-def test_a_run_goes_on_only_with_the_same_settings(
+def test_a_run_resumes_only_with_the_same_settings(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(data, tmp_path) == 0

@@ -46,7 +46,9 @@ def test_an_empty_log_gives_an_empty_plot() -> None:
     assert plot_losses([]).shape == (360, 640, 3)
 
 
-def test_tensorboard_gets_every_number_or_its_absence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_gets_every_number_or_its_absence_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[Any] = []
 
     class Writer:

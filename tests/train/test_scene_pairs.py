@@ -56,7 +56,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Tensor]) 
     return folder
 
 
-def test_answers_keep_more_of_a_scene_the_less_noise_they_start_from(pairs: Path) -> None:
+def test_generated_scenes_keep_more_of_a_scene_the_less_noise_they_start_from(pairs: Path) -> None:
     scene, own, kept = (
         read_tensors(pairs / name / "scenes_000000.safetensors")["latents"].float()
         for name in ("low", "low_own", "low_kept")
@@ -65,7 +65,7 @@ def test_answers_keep_more_of_a_scene_the_less_noise_they_start_from(pairs: Path
     assert near < 0.1 * far
 
 
-def test_windows_of_both_sizes_show_the_same_place(pairs: Path) -> None:
+def test_windows_of_both_sizes_show_the_same_position(pairs: Path) -> None:
     scenes = ScenePairs(pairs)
     high, low = SceneLatents(pairs / "high"), SceneLatents(pairs / "low")
     whole_high = torch.cat([read_tensors(path)["latents"] for path in high.files]).float()
@@ -139,7 +139,7 @@ def test_the_batch_of_a_number_is_always_the_same(pairs: Path) -> None:
     assert not torch.equal(one[1], third[1])
 
 
-def test_answers_are_kept_by_the_command_and_a_level_out_of_range_is_refused(
+def test_generated_scenes_are_kept_by_the_command_and_a_level_out_of_range_is_refused(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--data", str(pairs / "low"), "--out", str(tmp_path / "own"), "--start-from", "none"]

@@ -114,7 +114,7 @@ def test_a_caption_names_what_is_there_in_varied_words() -> None:
 
 
 @pytest.mark.parametrize(("motion", "other"), [("left", "right"), ("right", "left")])
-def test_two_captions_of_three_say_which_way_a_thing_goes(motion: str, other: str) -> None:
+def test_two_captions_of_three_say_the_direction_of_motion(motion: str, other: str) -> None:
     said = [words_of(with_thing("car", "red", motion), wording) for wording in range(300)]
     assert 0.67 < share(said, *(motion + ending for ending in ("", "ward", "wards"))) < 0.95
     wrong = [" ".join(each) for each in said if share([each], other, other + "ward", other + "wards")]
@@ -170,7 +170,7 @@ def test_no_word_of_one_time_place_kind_or_colour_is_used_for_another() -> None:
         assert len(groups(word, motion)) == 1, word
 
 
-def test_one_and_many_are_told_apart() -> None:
+def test_one_and_many_are_distinguished() -> None:
     birds = Thing(kind="bird", colour="orange", motion="left", count=3)
     three = replace(EMPTY, thing=birds)
     said = [words_of(three, wording) for wording in range(100)]
@@ -197,7 +197,7 @@ def test_things_move_where_they_say(kind: Kind, motion: str, sign: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["balloon", "lantern"])
-def test_what_rises_goes_up(kind: Kind) -> None:
+def test_rising_things_move_up(kind: Kind) -> None:
     scene = with_thing(kind, "blue", "up")
     assert middle(scene, 0.9)[1] < middle(scene, 0.1)[1] - 5
 

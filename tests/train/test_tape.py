@@ -26,14 +26,14 @@ OPERATORS: list[Operator] = [
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda each: f"{each.name} {getattr(each, 'method', '')}")
-def test_an_operator_changes_the_picture_and_gives_the_same_from_its_log(operator: Operator) -> None:
+def test_an_operator_changes_the_picture_and_produces_the_same_from_its_log(operator: Operator) -> None:
     clip = moving_shapes(1, frames=4, side=64)
     made = apply(clip, [operator])
     assert made.shape == clip.shape and (made != clip).any()
     assert (made == apply(clip, from_log(to_log([operator])))).all()
 
 
-def test_a_tape_moves_colours_and_leaves_brightness_in_its_place() -> None:
+def test_a_tape_moves_colours_and_leaves_brightness_in_position() -> None:
     x = torch.zeros(1, 3, 64, 96)
     x[:, :, 24:40, 40:56] = torch.tensor([0.8, 0.3, 0.3]).view(1, 3, 1, 1)
     made = TapeColour(luma_px=1.0, chroma_px=2.0, shift_px=(4.0, 2.0)).run(x, None)

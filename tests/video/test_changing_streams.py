@@ -23,7 +23,7 @@ def test_cover_pictures_and_second_videos_are_never_taken_for_the_video(tmp_path
     assert probe(tmp_path / "b.mkv").width_px == 48
 
 
-def test_a_picture_that_changes_size_is_scaled_to_the_largest_and_it_is_said_once(tmp_path: Path) -> None:
+def test_a_picture_that_changes_size_is_scaled_to_the_largest_and_it_is_reported_once(tmp_path: Path) -> None:
     parts = [make_clip(tmp_path / f"{n}.ts", ClipPlan(size=size)) for n, size in enumerate([(64, 48), (96, 64)] * 2)]
     path = tmp_path / "all.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -34,7 +34,7 @@ def test_a_picture_that_changes_size_is_scaled_to_the_largest_and_it_is_said_onc
     assert mean_error(frames[12 + 5].rgb_hwc, picture(5, width=96, height=64)) < 4
 
 
-def test_pixels_that_change_their_shape_are_said_once(tmp_path: Path) -> None:
+def test_pixels_that_change_their_shape_are_reported_once(tmp_path: Path) -> None:
     parts = [tmp_path / f"{number}.ts" for number in range(2)]
     for part, aspect in zip(parts, ("4/3", "16/9"), strict=True):
         ffmpeg(*made(), "-c:v", "mpeg2video", "-q:v", "3", "-aspect", aspect, str(part))

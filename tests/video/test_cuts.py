@@ -96,7 +96,7 @@ def test_still_pictures_and_flat_ones_have_no_cuts() -> None:
     assert cuts_of([scene(3, 1)[0]] * 20) == []
 
 
-def test_sixteen_bits_give_the_same_answers_as_eight() -> None:
+def test_sixteen_bits_give_the_same_results_as_eight() -> None:
     clip = scene(14, 12) + scene(15, 12)
     detector = CutDetector()
     deep = [frame.astype(np.uint16) * np.uint16(256) for frame in clip]
@@ -139,7 +139,7 @@ def test_a_cut_to_a_picture_of_the_same_colours_is_found() -> None:
 
 @pytest.mark.parametrize("level", [255, 0], ids=["white", "black"])
 @pytest.mark.parametrize("length", [1, 3, 6])
-def test_a_new_scene_behind_blank_frames_starts_at_its_first_frame(level: int, length: int) -> None:
+def test_a_new_scene_after_blank_frames_starts_at_its_first_frame(level: int, length: int) -> None:
     blank = [np.full((48, 64, 3), level, np.uint8)] * length
     assert cuts_of(scene(21, 12) + blank + scene(22, 12)) == [12 + length]
 

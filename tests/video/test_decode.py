@@ -109,7 +109,7 @@ IRREGULAR = (0, 7, 8, 31, 40, 90, 91, 92, 150, 170, 171, 300)
     ("suffix", "time_base"),
     [(".mp4", Fraction(1, 90000)), (".mp4", Fraction(1, 600)), (".mkv", Fraction(1, 1000)), (".mov", Fraction(1, 30))],
 )
-def test_irregular_time_stamps_with_b_frames_are_kept(tmp_path: Path, suffix: str, time_base: Fraction) -> None:
+def test_irregular_timestamps_with_b_frames_are_kept(tmp_path: Path, suffix: str, time_base: Fraction) -> None:
     plan = ClipPlan(pts=IRREGULAR, last_duration=20, time_base=time_base, options={"preset": "medium", "crf": "1"})
     path = make_clip(tmp_path / f"a{suffix}", plan)
     frames, warnings = read(path)
@@ -132,7 +132,7 @@ def test_other_containers_give_every_frame_at_its_time(tmp_path: Path, suffix: s
     assert len(frames) == 12 and not warnings
 
 
-def test_a_stream_without_time_stamps_gets_regular_ones(tmp_path: Path) -> None:
+def test_a_stream_without_timestamps_gets_regular_ones(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "source.mp4")
     path = tmp_path / "a.h264"
     ffmpeg("-i", str(source), "-c", "copy", "-bsf:v", "h264_mp4toannexb", str(path))
@@ -146,7 +146,7 @@ def test_a_stream_without_time_stamps_gets_regular_ones(tmp_path: Path) -> None:
     stamps=st.lists(st.one_of(st.none(), st.integers(-50, 10_000)), min_size=1, max_size=40),
     step=st.integers(1, 50),
 )
-def test_repaired_time_stamps_grow_and_good_ones_stay(stamps: list[int | None], step: int) -> None:
+def test_repaired_timestamps_grow_and_good_ones_stay(stamps: list[int | None], step: int) -> None:
     clock = Clock(step=step, jump=2_000)
     repaired = [clock.next(stamp) for stamp in stamps]
     assert all(b > a for a, b in pairwise(repaired))
@@ -155,7 +155,7 @@ def test_repaired_time_stamps_grow_and_good_ones_stay(stamps: list[int | None], 
         assert repaired == good
 
 
-def test_a_repeated_time_stamp_moves_by_one_tick_and_a_jump_back_goes_on() -> None:
+def test_a_repeated_timestamp_moves_by_one_tick_and_a_jump_back_continues() -> None:
     clock = Clock(step=10, jump=1000)
     assert [clock.next(stamp) for stamp in (0, 10, 10, 30)] == [0, 10, 11, 30]
     assert [clock.next(stamp) for stamp in (5000, 20, 30)] == [5000, 5010, 5020]
@@ -176,7 +176,7 @@ def interlaced(path: Path, frames: int) -> Path:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_interlaced_clips_are_deinterlaced_frame_for_frame_and_it_is_said_once(tmp_path: Path, count: int) -> None:
+def test_interlaced_clips_are_deinterlaced_frame_for_frame_and_it_is_reported_once(tmp_path: Path, count: int) -> None:
     path = interlaced(tmp_path / "a.mkv", count)
     frames, warnings = read(path)
     assert probe(path).interlaced
@@ -185,7 +185,7 @@ def test_interlaced_clips_are_deinterlaced_frame_for_frame_and_it_is_said_once(t
     assert len(warnings) == 1 and "bwdif" in warnings[0]
 
 
-def test_deinterlacing_removes_the_comb_and_keeps_the_frame_in_its_place(tmp_path: Path) -> None:
+def test_deinterlacing_removes_the_comb_and_keeps_the_frame_in_position(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     woven = [np.where(np.arange(48)[:, None, None] % 2, picture(2 * n + 8), picture(2 * n)) for n in range(6)]
     with av.open(str(path), "w") as container:
@@ -245,7 +245,7 @@ def test_a_clip_of_which_nothing_decodes_is_refused(tmp_path: Path) -> None:
         probe(path)
 
 
-def test_transparency_that_is_not_kept_is_said(tmp_path: Path) -> None:
+def test_transparency_that_is_not_kept_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25, width=64, height=48)

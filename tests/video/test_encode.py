@@ -137,7 +137,7 @@ def test_settings_that_do_not_go_together_are_refused(info: ClipInfo, settings: 
     ],
     ids=lambda value: value if isinstance(value, str) else "=".join(value),
 )
-def test_encoder_options_that_the_encoder_refuses_are_a_usage_error_and_nothing_else_is_said(
+def test_encoder_options_that_the_encoder_refuses_are_a_usage_error_and_nothing_else_is_reported(
     info: ClipInfo, codec: str, option: tuple[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = choose_spec(info, width_px=info.width_px, height_px=info.height_px, codec=codec, threads=1)
@@ -372,7 +372,7 @@ def test_a_png_holds_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_resizing_keeps_the_picture_in_its_place_and_colours_apart(dtype: type) -> None:
+def test_resizing_keeps_the_picture_in_position_and_colours_apart(dtype: type) -> None:
     level = 1 if dtype == np.uint8 else 257
     small = picture(0).astype(dtype) * dtype(level)
     large = resize_rgb(small, 128, 96)

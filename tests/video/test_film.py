@@ -95,7 +95,7 @@ def test_film_of_24_frames_in_25_gives_its_own_frames(tmp_path: Path, skipped: i
     assert len(warnings) == 1 and "24 for every 25 (24.000 fps)" in warnings[0]
 
 
-def test_a_clip_that_becomes_interlaced_where_nobody_looked_is_told_of(tmp_path: Path) -> None:
+def test_a_clip_that_becomes_interlaced_where_it_was_not_sampled_is_reported(tmp_path: Path) -> None:
     clean = [moment(number) for number in range(130)]
     path = write(tmp_path / "a.mkv", [*clean, *interlaced(240)], codec="mpeg4", options={"qmin": "2", "qmax": "2"})
     info, frames, warnings = read(path)

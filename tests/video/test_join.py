@@ -108,7 +108,9 @@ module.join(*arguments)
 """
 
 
-def test_a_join_that_is_killed_leaves_nothing_and_the_next_one_gives_the_same_bytes(tmp_path: Path, made: Path) -> None:
+def test_a_join_that_is_killed_leaves_nothing_and_the_next_one_produces_the_same_bytes(
+    tmp_path: Path, made: Path
+) -> None:
     result = enlarge(made / "long.mp4", tmp_path, suffix=".mkv")
     whole = result.path.read_bytes()
     target = tmp_path / "again.mkv"

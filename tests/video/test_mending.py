@@ -111,7 +111,7 @@ def test_shifted_colours_are_measured_and_moved_back(
     assert mend(infos[1], chroma_shift="auto").chroma_shift is None
 
 
-def test_a_shift_is_told_in_words(tmp_path: Path) -> None:
+def test_a_shift_is_reported_in_words(tmp_path: Path) -> None:
     lumas, colours = coloured(12, shift=(4, -2))
     info = probe(write(tmp_path / "a.mkv", lumas, chroma=colours, rate=PAL, pix_fmt="yuv444p"))
     (note,) = mend(info, chroma_shift="auto").notes

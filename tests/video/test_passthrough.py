@@ -74,7 +74,7 @@ def checked(result: Result) -> Result:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
-def test_everything_beside_the_picture_comes_along_bit_for_bit(tmp_path: Path, suffix: str) -> None:
+def test_everything_except_the_picture_is_copied_bit_for_bit(tmp_path: Path, suffix: str) -> None:
     source = rich(tmp_path / f"a{suffix}")
     result = checked(enlarge(source, tmp_path))
     assert result.path.suffix == suffix and not result.plan.dropped and not result.plan.reason

@@ -51,7 +51,7 @@ class Trickle(io.RawIOBase):
     ],
 )
 @pytest.mark.parametrize("spooled", [False, True])
-def test_a_pipe_gives_the_frames_of_the_file(
+def test_a_pipe_produces_the_frames_of_the_file(
     tmp_path: Path, suffix: str, arguments: Sequence[str], spooled: bool
 ) -> None:
     path = tmp_path / f"a{suffix}"
@@ -105,7 +105,7 @@ def test_a_file_whose_index_is_at_the_end_cannot_come_through_a_pipe(tmp_path: P
         read(Pipe(Trickle(path.read_bytes())))
 
 
-def test_a_broken_pipe_and_a_full_spool_are_told_apart(tmp_path: Path) -> None:
+def test_a_broken_pipe_and_a_full_spool_are_distinguished(tmp_path: Path) -> None:
     class Broken(Trickle):
         def read(self, size: int = -1, /) -> bytes:
             raise OSError("gone")

@@ -20,7 +20,7 @@ from ultraflash_cli.video.probe import probe
         (("-display_rotation", "30"), 0, False),
     ],
 )
-def test_flips_and_turns_are_told_apart(tmp_path: Path, flags: Sequence[str], rotation: int, mirrored: bool) -> None:
+def test_flips_and_turns_are_distinguished(tmp_path: Path, flags: Sequence[str], rotation: int, mirrored: bool) -> None:
     source = make_clip(tmp_path / "a.mp4")
     path = tmp_path / "b.mp4"
     ffmpeg(*flags, "-i", str(source), "-c", "copy", str(path))

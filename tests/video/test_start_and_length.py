@@ -21,7 +21,7 @@ def test_a_clip_cut_within_an_open_group_begins_with_what_can_be_shown(tmp_path:
     assert ours == times[-len(ours) :] and len(times) - len(ours) <= 4
 
 
-def test_doubled_and_missing_time_stamps_are_made_to_grow_and_it_is_said_once(tmp_path: Path) -> None:
+def test_doubled_and_missing_timestamps_are_made_to_grow_and_it_is_reported_once(tmp_path: Path) -> None:
     source, path = make_clip(tmp_path / "a.mkv", ClipPlan(codec="ffv1", options={})), tmp_path / "b.mkv"
     with av.open(str(source)) as given, av.open(str(path), "w") as out:
         stream = out.add_stream_from_template(given.streams.video[0])
@@ -36,7 +36,7 @@ def test_doubled_and_missing_time_stamps_are_made_to_grow_and_it_is_said_once(tm
     assert len(warnings) == 1 and "one timestamp was missing, repeated or went backwards" in warnings[0]
 
 
-def test_a_clip_whose_clock_wraps_or_starts_anew_goes_on(tmp_path: Path) -> None:
+def test_a_clip_whose_clock_wraps_or_restarts_continues(tmp_path: Path) -> None:
     part = tmp_path / "a.ts"
     ffmpeg(*made("0.4"), *X264, "-output_ts_offset", "30", str(part))
     path = tmp_path / "b.ts"

@@ -46,7 +46,7 @@ def test_nothing_that_the_container_holds_is_lost(tmp_path: Path, made: Path, ro
     compare(source, result)
 
 
-def test_what_lies_beside_the_streams_comes_along(tmp_path: Path, made: Path) -> None:
+def test_data_outside_the_streams_is_copied(tmp_path: Path, made: Path) -> None:
     source = tmp_path / "a.mkv"
     row = ROWS["attachments of many kinds"]
     ffmpeg(*row.made.replace("{dir}", str(made)).split(), str(source))

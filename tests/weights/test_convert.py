@@ -79,7 +79,7 @@ def test_the_engine_has_the_names_and_shapes_of_the_manifest(architecture: str, 
 
 
 @by_manifest
-def test_every_wrapper_of_the_manifest_gives_the_same_tensors(architecture: str, manifests: Path) -> None:
+def test_every_wrapper_of_the_manifest_produces_the_same_tensors(architecture: str, manifests: Path) -> None:
     manifest, shapes = manifest_of(manifests, architecture)
     tensors, rules = meta_tensors(shapes), RULES[architecture]
     strip = manifest.get("strip_substrings", [])
@@ -134,7 +134,7 @@ def test_a_published_file_loads_strictly_into_the_full_size_networks(architectur
 
 
 @by_architecture
-def test_tensors_of_another_architecture_are_told_apart(architecture: str) -> None:
+def test_tensors_of_a_different_architecture_are_distinguished(architecture: str) -> None:
     tensors = meta_tensors(expected_shapes(architecture))
     assert recognise(tensors) == architecture
     other = "wan_vae" if architecture != "wan_vae" else "generator"

@@ -115,7 +115,7 @@ def test_the_names_of_the_list_and_those_on_disk_are_found(hub: FakeHub) -> None
     assert all(len(request.range or "") < 40 for request in hub.looks())
 
 
-def test_shuffled_names_and_swapped_scales_are_told_by_the_tensors(hub: FakeHub) -> None:
+def test_shuffled_names_and_swapped_scales_are_identified_by_the_tensors(hub: FakeHub) -> None:
     two, three = saved(upsampler(2)), saved({"ema": {"inner": upsampler(3)}})
     hub.files[ULTRA] = {ON_DISK["upsampler_x2"]: three, ON_DISK["upsampler_x3"]: two, "a/weights.bin": SR}
     assert paths(hub, "upsampler_x2", "upsampler_x3", "sr_dit_x2") == {
@@ -230,7 +230,7 @@ def test_a_set_goes_without_what_is_optional_and_not_without_the_rest(
     assert "taew2_1.pth (refused)" in line
 
 
-def test_commercial_refuses_what_does_not_allow_it_and_takes_places_that_do(
+def test_commercial_refuses_what_does_not_allow_it_and_uses_locations_that_do(
     hub: FakeHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["weights", "pull", "ultraflash-long", "--commercial", "-q"]) == 8
@@ -255,7 +255,7 @@ def test_licences_are_listed_with_what_they_allow(capsys: pytest.CaptureFixture[
     assert "non-commercial only" in capsys.readouterr().out
 
 
-def test_no_two_architectures_answer_to_one_file(repository: Path) -> None:
+def test_no_two_architectures_match_one_file(repository: Path) -> None:
     """Every layout, in every wrapper that its rules allow, is recognised by its own
     rules and by no others."""
     folder = repository / "tests" / "manifests"
@@ -283,7 +283,7 @@ def test_the_released_layout_loads_into_its_network_from_the_names_of_the_file()
     assert sum(value.numel() for value in tensors.values()) == 12_906_115 and len(tensors) == 69
 
 
-def test_a_file_of_the_users_own_is_told_by_its_tensors(
+def test_a_user_file_is_identified_by_its_tensors(
     hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "mine.safetensors"
@@ -301,7 +301,7 @@ def own_store() -> Path:
     return WeightStore(Settings.from_environment().home).root
 
 
-def test_a_decoder_of_the_users_own_that_reads_low_resolution_frames_serves_as_one(
+def test_a_user_decoder_that_reads_low_resolution_frames_serves_as_one(
     hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = expected_shapes("tiny_decoder_lr")

@@ -86,7 +86,7 @@ def test_the_environment_says_where_weights_are_and_come_from() -> None:
     assert Settings.from_environment({"XDG_CACHE_HOME": "/c"}).home == Path("/c/huggingface/ultraflash")
 
 
-def test_a_pull_that_was_killed_goes_on_where_it_was(hub: FakeHub, store: WeightStore, decoder_file: bytes) -> None:
+def test_a_pull_that_was_killed_continues_where_it_was(hub: FakeHub, store: WeightStore, decoder_file: bytes) -> None:
     hub.files[ULTRAFLASH] = {"tiny_decoder.pth": decoder_file}
     hub.cuts["tiny_decoder.pth"] = [2 * PIECE + 5000]
     hub.hold = threading.Event()
@@ -113,7 +113,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(hub: FakeHub, store: Weight
     assert left(store) == []
 
 
-def test_the_tokenizer_comes_as_it_is_and_says_what_it_was_checked_against(
+def test_the_tokenizer_is_copied_unchanged_and_says_what_it_was_checked_against(
     hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["weights", "pull", "wan/tokenizer"]) == 0
@@ -131,7 +131,7 @@ def test_the_tokenizer_comes_as_it_is_and_says_what_it_was_checked_against(
     assert len(hub.requests) == asked, "what is installed is asked for again"
 
 
-def test_which_upsampler_it_is_is_told_by_the_file(
+def test_the_upsampler_is_identified_by_the_file(
     hub: FakeHub, store: WeightStore, upsampler_file: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.files[ULTRAFLASH] = {"latent_upsampler.pth": upsampler_file}

@@ -143,7 +143,7 @@ def test_a_disk_without_space_is_refused_before_the_transfer(
     assert hub.transfers() == []
 
 
-def test_a_disk_that_fills_up_on_the_way_is_one_line_and_the_pull_goes_on_later(
+def test_a_disk_that_fills_up_meanwhile_is_one_line_and_the_pull_resumes_later(
     hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:

@@ -145,7 +145,7 @@ def test_layouts_do_not_matter_and_nothing_around_the_pictures_is_read(impl: Imp
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_any_split_of_a_clip_gives_the_same_pictures(impl: Impl) -> None:
+def test_any_split_of_a_clip_produces_the_same_pictures(impl: Impl) -> None:
     x, past, both, _, bias, _ = example(2, 4, 3, 4, 3, 5, torch.float32)
     whole = memory_conv(x, past, both, bias, impl=impl).unflatten(0, (2, 4))
     done: list[Tensor] = []

@@ -329,7 +329,7 @@ def test_tokens_without_padding_come_out_alike_with_the_means_of_their_blocks(
         torch.testing.assert_close(mean.double(), exact, rtol=0, atol=1e-5)
 
 
-def test_means_are_rounded_once_and_slots_beside_each_other_are_written() -> None:
+def test_means_are_rounded_once_and_adjacent_slots_are_written() -> None:
     size, block = (3, 3, 3), (2, 2, 2)
     *qkv, q_weight, k_weight = example(1, 3, 10, size, block, torch.float32)
     dense = [drop_padding(x.flatten(1, 2), size, block) for x in qkv]

@@ -49,7 +49,7 @@ def clip(path: Path, picture: Picture) -> Path:
 @pytest.mark.parametrize(
     ("picture", "flat"), [pytest.param(drawn, True, id="drawn"), pytest.param(filmed, False, id="filmed")]
 )
-def test_flat_colours_are_told_by_tones_and_edges(tmp_path: Path, picture: Picture, flat: bool) -> None:
+def test_flat_colours_are_identified_by_tones_and_edges(tmp_path: Path, picture: Picture, flat: bool) -> None:
     assert is_flat_coloured(first_lumas(probe(clip(tmp_path / "clip.mp4", picture)), 3)) is flat
 
 

@@ -94,7 +94,7 @@ def test_a_picture_line_can_be_run_again(shots: Path, tmp_path: Path) -> None:
         assert contents(target.parent) != before
 
 
-def test_a_clip_that_exists_is_told_of_when_its_input_is_pictures(shots: Path, tmp_path: Path) -> None:
+def test_a_clip_that_exists_is_mentioned_when_its_input_is_pictures(shots: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.mkv"
     output.write_text("mine")
     with pytest.raises(UsageError, match="exists"):
@@ -123,7 +123,7 @@ def test_a_hard_link_to_an_input_picture_is_the_input(shots: Path, tmp_path: Pat
         upscale(png(shots / "%05d.png", tmp_path / "out" / "%05d.png", overwrite=True))
 
 
-def test_pictures_of_another_name_may_lie_beside_the_input(shots: Path) -> None:
+def test_pictures_of_another_name_may_be_next_to_the_input(shots: Path) -> None:
     before = contents(shots)
     upscale(png(shots / "%05d.png", shots / "big_%05d.png"))
     after = contents(shots)
@@ -145,7 +145,7 @@ def test_two_places_for_a_number_are_refused(clip: Path, tmp_path: Path) -> None
         upscale(png(clip, tmp_path / "%02d_%02d.png"))
 
 
-def test_a_run_killed_between_two_pictures_goes_on_with_the_same_command(
+def test_a_run_killed_between_two_pictures_resumes_with_the_same_command(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out" / "%04d.png"

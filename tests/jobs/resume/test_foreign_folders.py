@@ -59,7 +59,7 @@ def test_a_work_folder_that_is_no_folder_of_ours_is_refused_and_nothing_is_touch
     assert sorted(clip.parent.rglob("*")) == at_home
 
 
-def test_the_folder_beside_an_output_is_refused_too_where_the_work_lies_elsewhere(clip: Path, victim: Path) -> None:
+def test_the_folder_next_to_an_output_is_refused_too_when_the_work_is_elsewhere(clip: Path, victim: Path) -> None:
     work_folder(clip.with_name("in_2x.mkv")).symlink_to(victim)
     before = contents(victim)
     with pytest.raises(OutputError, match="is a symlink"):

@@ -17,7 +17,7 @@ from ultraflash_cli.jobs.resume.leftovers import find_leftovers
 from ultraflash_cli.jobs.resume.work_folder import OutputLock, work_folder
 
 
-def test_a_copy_with_another_time_goes_on_where_the_first_was_interrupted(clip: Path) -> None:
+def test_a_copy_with_a_different_time_continues_where_the_first_was_interrupted(clip: Path) -> None:
     interrupted(job(clip))
     os.utime(clip, ns=(0, 1_000_000_000))
     assert upscale(job(clip)).frames_resumed == 17
@@ -82,7 +82,7 @@ def test_another_version_of_a_library_keeps_the_old_work_aside(clip: Path, monke
     assert upscale(job(clip)).frames_resumed == 17, "the old version goes on with it"
 
 
-def test_another_option_beside_another_version_keeps_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_option_with_a_changed_version_keeps_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(job(clip))
     monkeypatch.setattr(identity, "_version", lambda name: "9.9")
     upscale(job(clip, seed=5))

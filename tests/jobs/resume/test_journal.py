@@ -27,7 +27,7 @@ def add(journal: Journal, end_frame: int, state: bytes | None = b"state") -> Pat
     return path
 
 
-def test_the_same_fingerprint_goes_on_after_the_last_segment(tmp_path: Path) -> None:
+def test_the_same_fingerprint_continues_after_the_last_segment(tmp_path: Path) -> None:
     first = opened(tmp_path / "w")
     add(first, 10)
     add(first, 20, b"later")
@@ -38,7 +38,7 @@ def test_the_same_fingerprint_goes_on_after_the_last_segment(tmp_path: Path) -> 
     assert [file.path.stat().st_size for file in second.files()] == [10, 20]
 
 
-def test_a_journal_of_the_format_before_goes_on_and_its_records_are_read_once(tmp_path: Path) -> None:
+def test_a_journal_of_the_previous_format_continues_and_its_records_are_read_once(tmp_path: Path) -> None:
     folder = tmp_path / "w"
     add(opened(folder), 10)
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]

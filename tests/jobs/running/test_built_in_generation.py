@@ -96,7 +96,7 @@ def test_words_it_has_never_met_give_a_picture_all_the_same(tmp_path: Path, prom
     assert [warning.split(": ")[1] for warning in report.warnings] == said.get(prompt, [])
 
 
-def test_both_sizes_are_written_and_an_interrupted_run_goes_on_with_all_states(tmp_path: Path) -> None:
+def test_both_sizes_are_written_and_an_interrupted_run_continues_with_all_states(tmp_path: Path) -> None:
     made = job(tmp_path, res="1k", seconds=4, save_lr=True, output=tmp_path / "broken.mp4")
     events: list[Event] = []
     report = generate(replace(made, output=tmp_path / "whole.mp4"), events=events)
@@ -165,7 +165,7 @@ def test_beyond_its_window_it_slides_without_a_word(tmp_path: Path) -> None:
     assert made.plan.total_latents > 10 * TINY_LITE.generator.window
 
 
-def test_a_clip_beyond_the_places_that_it_was_taught_comes_with_a_warning(tmp_path: Path) -> None:
+def test_a_clip_beyond_the_trained_positions_causes_a_warning(tmp_path: Path) -> None:
     assert prepare_generation(job(tmp_path, model="lite", seconds=None)).warnings == ()
     (warning,) = prepare_generation(job(tmp_path, model="lite", seconds=5.3)).warnings
     assert "longer than the 81 frames for which lite knows where moving objects are" in warning

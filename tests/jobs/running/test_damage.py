@@ -12,7 +12,7 @@ from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 
 
-def test_what_is_lost_of_a_damaged_clip_is_said_or_refused(clip: Path, tmp_path: Path) -> None:
+def test_what_is_lost_of_a_damaged_clip_is_reported_or_refused(clip: Path, tmp_path: Path) -> None:
     whole = clip.read_bytes()
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole[: len(whole) * 2 // 3])

@@ -28,7 +28,7 @@ def test_every_frame_comes_out_once_in_order_with_its_own_time(tmp_path: Path) -
     ]
 
 
-def test_what_the_model_finished_is_written_before_its_failure_is_told(
+def test_what_the_model_finished_is_written_before_its_failure_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A slow writer: it begins when the model has failed and all threads wait for it.
@@ -68,7 +68,7 @@ class PendingPicture:
         return self._picture
 
 
-def test_pictures_that_are_on_their_way_are_waited_for_where_they_are_written(tmp_path: Path) -> None:
+def test_pictures_in_transit_are_waited_for_where_they_are_written(tmp_path: Path) -> None:
     waited: list[str] = []
 
     class Launching(FakeUpscaler):
@@ -152,7 +152,7 @@ def test_a_stop_keeps_every_group_that_is_done(tmp_path: Path, model: type[FakeU
     assert not list((tmp_path / "a").glob("begun-*"))
 
 
-def test_what_a_stop_has_kept_outlives_a_kill_of_the_run_that_goes_on(tmp_path: Path) -> None:
+def test_what_a_stop_has_kept_outlives_a_kill_of_the_run_that_continues(tmp_path: Path) -> None:
     flow(tmp_path / "a", stop_at=17)
 
     class Killed(FakeUpscaler):

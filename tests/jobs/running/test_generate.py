@@ -101,7 +101,7 @@ def test_another_frame_rate_repeats_or_drops_and_keeps_the_length(tmp_path: Path
 
 
 @pytest.mark.parametrize("stop_at", [1, 40, 64, 110])
-def test_an_interrupted_run_goes_on_to_the_frames_of_an_uninterrupted_one(tmp_path: Path, stop_at: int) -> None:
+def test_an_interrupted_run_resumes_to_the_frames_of_an_uninterrupted_one(tmp_path: Path, stop_at: int) -> None:
     made = job(tmp_path, res="1k", seconds=7, save_lr=True, output=tmp_path / "broken.mp4")
     generate(replace(made, output=tmp_path / "whole.mp4"))
     with pytest.raises(Interrupted, match="the same command") as caught:
@@ -166,13 +166,13 @@ def test_changed_weights_start_afresh_and_without_resume_nothing_is_kept(tmp_pat
     assert left_over(tmp_path) == []
 
 
-def test_no_memory_is_said_and_what_is_finished_is_kept(tmp_path: Path) -> None:
+def test_no_memory_is_reported_and_what_is_finished_is_kept(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory):
         generate(job(tmp_path, seconds=7), build=builder(fails_at=4))
     assert generate(job(tmp_path, seconds=7)).frames_resumed > 0
 
 
-def test_a_full_disk_ends_with_an_output_error_and_can_go_on_later(
+def test_a_full_disk_ends_with_an_output_error_and_can_continue_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = Journal.add

@@ -68,7 +68,7 @@ def test_every_group_is_made_once_and_cut_to_the_length_that_was_asked_for(tmp_p
 
 
 @pytest.mark.parametrize("stops", [[1], [12], [17, 17], [30], [32], [5, 11, 17, 23, 29]], ids=str)
-def test_interrupted_generation_gives_the_frames_of_an_uninterrupted_one(tmp_path: Path, stops: list[int]) -> None:
+def test_interrupted_generation_produces_the_frames_of_an_uninterrupted_one(tmp_path: Path, stops: list[int]) -> None:
     whole, _ = make(tmp_path / "whole", FakeGenerator(GROUPS), segment_frames=6)
     for stop_at in stops:
         make(tmp_path / "broken", FakeGenerator(GROUPS), stop_at=stop_at, segment_frames=6)
@@ -89,7 +89,7 @@ def test_no_state_is_saved_where_none_is_needed(tmp_path: Path) -> None:
     assert unwanted.saved == 0
 
 
-def test_frames_are_dropped_and_repeated_as_told(tmp_path: Path) -> None:
+def test_frames_are_dropped_and_repeated_as_requested(tmp_path: Path) -> None:
     half, _ = make(tmp_path / "half", FakeGenerator(GROUPS), show=lambda n: iter([(n, 2)] if n % 2 == 0 else []))
     double, _ = make(tmp_path / "double", FakeGenerator(GROUPS), show=lambda n: iter([(2 * n, 1), (2 * n + 1, 1)]))
     plain, _ = make(tmp_path / "plain", FakeGenerator(GROUPS))

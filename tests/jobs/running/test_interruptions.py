@@ -34,7 +34,7 @@ from ultraflash_cli.models.frames import FrameUpscaler
 
 
 @pytest.mark.parametrize("stop_at", [2, 11, 20, 23])
-def test_an_interrupted_run_goes_on_to_the_frames_of_an_uninterrupted_one(tmp_path: Path, stop_at: int) -> None:
+def test_an_interrupted_run_resumes_to_the_frames_of_an_uninterrupted_one(tmp_path: Path, stop_at: int) -> None:
     source = make_clip(tmp_path / "in.mkv", frames=40, cut_at=14)
     upscale(job(source, tmp_path / "whole.mkv"))
     with pytest.raises(Interrupted, match="the same command") as caught:
@@ -145,7 +145,7 @@ def test_without_resume_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_no_memory_is_said_and_what_is_finished_is_kept(tmp_path: Path) -> None:
+def test_no_memory_is_reported_and_what_is_finished_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mkv", frames=30)
     with pytest.raises(OutOfMemory):
         upscale(job(source), build=builder(lambda prepared: Doubler(prepared, fails_at=20)))
@@ -165,7 +165,7 @@ def test_a_failure_before_the_work_begins_keeps_what_an_earlier_run_finished(tmp
     assert upscale(job(source)).frames_resumed == 20
 
 
-def test_a_full_disk_ends_with_an_output_error_and_can_go_on_later(
+def test_a_full_disk_ends_with_an_output_error_and_can_continue_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_clip(tmp_path / "in.mkv", frames=30)
@@ -228,7 +228,7 @@ def test_a_run_killed_before_it_tidied_up_is_done_already(
     assert left_over(tmp_path) == []
 
 
-def test_what_a_run_with_another_task_has_put_in_place_is_not_replaced(
+def test_what_a_run_with_a_different_task_has_put_in_place_is_not_replaced(
     tmp_path: Path, untidy: Callable[[], None]
 ) -> None:
     source, output = make_clip(tmp_path / "in.mkv", frames=20), tmp_path / "out.mkv"

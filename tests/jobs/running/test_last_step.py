@@ -53,7 +53,7 @@ def test_a_disk_that_fills_up_during_the_join_keeps_everything(
 
 
 @pytest.mark.parametrize("moment", range(1, 12))
-def test_a_disk_that_fills_up_at_any_moment_is_exit_7_and_the_same_command_goes_on(
+def test_a_disk_that_fills_up_at_any_moment_is_exit_7_and_the_same_command_continues(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     synced = 0

@@ -129,7 +129,7 @@ def test_a_reader_that_leaves_ends_the_work_early_and_what_is_done_is_kept(clip:
     assert stdout.getvalue() == whole(clip, tmp_path)
 
 
-def test_an_interrupted_stream_is_written_anew_from_what_is_finished(clip: Path, tmp_path: Path) -> None:
+def test_an_interrupted_stream_is_rewritten_from_what_is_finished(clip: Path, tmp_path: Path) -> None:
     first, second = io.BytesIO(), io.BytesIO()
     options: dict[str, Any] = {"temp": tmp_path / "temp"}
     with pytest.raises(Interrupted, match="the same command resumes"):
@@ -237,7 +237,7 @@ def test_a_sink_that_takes_no_more_is_an_output_error(clip: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("at", [1, 2, 5])
-def test_a_reader_of_matroska_that_leaves_is_told_in_one_line(clip: Path, tmp_path: Path, at: int) -> None:
+def test_a_reader_of_matroska_that_leaves_is_reported_in_one_line(clip: Path, tmp_path: Path, at: int) -> None:
     class Leaving(io.BytesIO):
         writes = 0
 

@@ -116,7 +116,7 @@ def test_what_is_left_out_is_named_in_the_warnings(tmp_path: Path) -> None:
     assert warning in [event.message for event in events if isinstance(event, Warned)]
 
 
-def test_a_target_of_another_shape_is_said_to_stretch_the_picture(tmp_path: Path) -> None:
+def test_a_target_of_a_different_shape_is_reported_to_stretch_the_picture(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mkv", frames=2)
     assert prepare(job(source, res="130x97"), to_write=False).warnings == ()
     (warning,) = prepare(job(source, res="128x128"), to_write=False).warnings
