@@ -19,9 +19,9 @@ class BlockRule:
     """
 
     rows: int
-    """Rows of spatial blocks."""
+    """Number of rows of spatial blocks."""
     cols: int
-    """Columns of spatial blocks."""
+    """Number of columns of spatial blocks."""
     temporal: int
     """Temporal blocks of the group, which are the queries."""
     remembered: int = 0

@@ -1,4 +1,5 @@
-"""Small upscalings that kill themselves: `python -m tests.jobs.killed SOURCE FOLDER SEED COUNT [units]`.
+"""Small upscales that kill themselves: `python -m tests.jobs.killed SOURCE FOLDER SEED
+COUNT [units]`.
 
 The first one is left alone and makes `whole.mkv`. Each of the others sends itself
 SIGKILL at a call of one of our functions that is chosen by SEED, every fourth one

@@ -56,7 +56,7 @@ def test_gaps_mixed_series_and_empty_folders_are_refused(tmp_path: Path) -> None
     folder = pictures(tmp_path / "a", count=5)
     (folder / "00003.png").unlink()
     for path in (folder, folder / "%05d.png"):
-        with pytest.raises(InputError, match=r"00003.png is missing \(1 of 5 are\)"):
+        with pytest.raises(InputError, match=r"00003.png is missing \(1 of 5 images\)"):
             find_sequence(path)
     two = pictures(tmp_path / "b")
     pictures(two, name="x%03d.png")

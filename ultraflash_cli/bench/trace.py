@@ -45,7 +45,8 @@ class Launch(NamedTuple):
     flops: int
     """A multiply-add counts as 2."""
     rows: int = 0
-    """Rows of the left factor of a matmul, or output channels of a convolution."""
+    """Number of rows of the left factor of a matmul, or output channels of a
+    convolution."""
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ def encode_captioned_clips(
     ] = None,
     conditions: Annotated[int, typer.Option("--conditions", metavar="K", help="Degraded copies of each sample.")] = 2,
     aigc: Annotated[
-        float, typer.Option("--aigc", metavar="SHARE", help="Share that looks like generated video.")
+        float, typer.Option("--aigc", metavar="SHARE", help="Share of copies degraded to look like generated video.")
     ] = 0.6,
     regenerate: Annotated[
         float, typer.Option("--regenerate", metavar="SHARE", help="Share of clips that the generator redraws.")

@@ -171,7 +171,7 @@ class WindowRing:
     k: Tensor
     v: Tensor
     fill: int
-    """Tokens in use."""
+    """Number of tokens in use."""
     total: Counter
     """Tokens of the stream."""
 

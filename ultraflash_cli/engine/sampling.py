@@ -47,7 +47,7 @@ class GeneratorState:
     """Last clean latent of the stream's first chunk, ``[B, C, 1, H, W]``; zeros until
     then."""
     frames: int
-    """Latent frames of the stream so far, including a clean prefix."""
+    """Number of latent frames of the stream so far, including a clean prefix."""
     chunks: int
     """Number of chunks generated."""
     passes: int

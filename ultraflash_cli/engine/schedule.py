@@ -144,7 +144,7 @@ class GenerationPlan:
 
     @property
     def total_latents(self) -> int:
-        """Latent frames of the clip."""
+        """Number of latent frames of the clip."""
         return sum(self.groups)
 
     @property

@@ -34,12 +34,12 @@ class BlockGrid:
 
     @property
     def spatial_blocks(self) -> int:
-        """Blocks in one temporal block."""
+        """Number of blocks in one temporal block."""
         return self.blocks[1] * self.blocks[2]
 
     @property
     def block_tokens(self) -> int:
-        """Tokens in one block, padding included."""
+        """Number of tokens in one block, padding included."""
         return math.prod(self.block)
 
     def to_blocks(self, x: Tensor) -> Tensor:

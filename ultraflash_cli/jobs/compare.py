@@ -62,7 +62,7 @@ class CompareReport:
     height: int
     """Size at which the clips were compared."""
     frames: int
-    """Frames of each clip."""
+    """Number of frames of each clip."""
     means: Mapping[str, float]
     """Mean of each score over the clip, by the names of ``metrics.comparison.COMPARED``."""
     series: Mapping[str, list[float | None]]

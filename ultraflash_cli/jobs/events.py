@@ -106,7 +106,7 @@ class Chunk(Event):
     name: ClassVar[str] = "chunk"
     frames_done: int
     frames_safe: int
-    """Frames that survive a power cut."""
+    """Number of frames that survive a power cut."""
     frames_total: int | None
     fps: float
     """Frames per second in this run, including reading and writing."""

@@ -69,7 +69,7 @@ class GenerationRates(NamedTuple):
 
 @functools.cache
 def flops_per_frame(profile: Profile, height_px: int, width_px: int) -> float | None:
-    """Count the model's operations per frame of an upscaling, padded to ``height_px`` x
+    """Count the model's operations per frame of an upscale, padded to ``height_px`` x
     ``width_px``; a multiply-add is 2. ``profile`` is at the scale of the job. None if
     the work depends on the content, as in attention that selects blocks.
     """

@@ -26,8 +26,8 @@ __all__ = ["ClipPlan", "plan_clip"]
 _LATENTS = 21
 """Default number of latents in a clip: 81 frames, as published."""
 _PREFIX_CHUNKS = 2
-"""Chunks of an initial clip for which a generator without a sliding window leaves room
-if no length is requested."""
+"""Number of chunks of an initial clip for which a generator without a sliding window
+leaves room if no length is requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class ClipPlan:
     """Whether it is the generator's long variant."""
     plan: GenerationPlan
     frames: int
-    """Frames of the clip at the model's own rate; the plan's last group may yield a few
-    more."""
+    """Number of frames of the clip at the model's own rate; the plan's last group may
+    yield a few more."""
     prefix_frames: tuple[int, ...]
     """Numbers of frames of an initial clip that the generator can use as the past:
     whole chunks that fit its window."""

@@ -129,8 +129,8 @@ def _weight_of_ultra(profile: Profile) -> str | None:
 
 
 def upscaling_parts(profile: Profile) -> list[str]:
-    """List the parts of a profile that an upscaling loads; for a pixel path, those for
-    a detail between 0 and 1."""
+    """List the parts of a profile that an upscale loads; for a pixel path, those for a
+    detail between 0 and 1."""
     if profile.pixels is not None:
         return ["pixels", "pixels_detail"]
     parts = [_encoder_part(profile), *_refining_parts(profile)]

@@ -90,7 +90,7 @@ class PairConfig:
     """Sampling of training pairs."""
 
     frames: int = 4
-    """Frames of a clip."""
+    """Number of frames of a clip."""
     crop_px: int = 96
     """Side of the low-resolution crop."""
     shares: tuple[tuple[str, float], ...] = (

@@ -83,7 +83,7 @@ class Progress:
     clips: int
     """Finished clips of the shard."""
     samples: int
-    """Samples in the shard."""
+    """Number of samples in the shard."""
     skipped: str = ""
     """Reason why the last clip yielded no samples."""
 

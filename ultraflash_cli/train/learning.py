@@ -43,7 +43,7 @@ class LoopConfig:
     average: float = 0.999
     """Decay of the EMA of the weights."""
     batch: int = 4
-    """Clips in a batch."""
+    """Number of clips in a batch."""
     accumulate: int = 1
     """Batches whose gradients are accumulated in one step."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -75,7 +75,7 @@ class CutConfig:
     """Crop of a stored pair for training."""
 
     frames: int = 6
-    """Frames of a clip."""
+    """Number of frames of a clip."""
     side_px: int = 192
     """Side of the high-resolution crop; the low-resolution one is smaller by the scale."""
     clean_share: float | None = None

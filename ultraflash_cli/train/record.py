@@ -34,7 +34,7 @@ class RunRecord:
     steps: int
     """Steps done."""
     processes: int = 1
-    """Processes that trained together."""
+    """Number of processes that trained together."""
     batches: int = 1
     """Batches per step: processes times accumulation."""
 

@@ -81,7 +81,7 @@ class TrainJob:
     precision: Literal["fp32", "bf16"] | None = None
     """See ``LoopConfig.precision``; None is the recipe's default."""
     batch: int | None = None
-    """Clips in a batch; None is the recipe's default."""
+    """Number of clips in a batch; None is the recipe's default."""
     accumulate: int = 1
     """Batches whose gradients are accumulated in one step."""
     save_every: int | None = None

@@ -39,11 +39,11 @@ class SceneWindow:
     """Size of the part of a scene in a sample."""
 
     latents: int = 4
-    """Latent frames."""
+    """Number of latent frames."""
     rows: int = 60
-    """Rows of high-resolution latents."""
+    """Number of rows of high-resolution latents."""
     columns: int = 104
-    """Columns of high-resolution latents."""
+    """Number of columns of high-resolution latents."""
     step: int = 8
     """Windows start at multiples of this many high-resolution latents, itself a
     multiple of the token size and the scale."""

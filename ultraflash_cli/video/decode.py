@@ -54,7 +54,7 @@ class ReadReport:
 
     frames: int = 0
     failures: int = 0
-    """Packets that could not be read or decoded."""
+    """Number of packets that could not be read or decoded."""
     lost_s: Fraction = Fraction(0)
     """Seconds lost at the end, if the file states its length."""
     missing_bytes: int = 0

@@ -15,7 +15,7 @@ _IN_8_BITS = {"fieldmatch", "decimate"}
 """Filters that compare 8-bit frames; for deeper ones they decide on an 8-bit copy."""
 _8_BITS = {"yuv420p", "yuv422p", "yuv444p", "yuv411p"}
 _CYCLE = 5
-"""Frames of which ``decimate`` drops one."""
+"""Number of frames out of which ``decimate`` drops one."""
 
 
 class FrameFilter:

@@ -25,5 +25,5 @@ class Frame:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """Size in bytes of the arrays."""
         return self.rgb_hwc.nbytes + (0 if self.alpha_hw is None else self.alpha_hw.nbytes)

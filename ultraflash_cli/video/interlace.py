@@ -97,14 +97,13 @@ class FieldMeter:
 
     @property
     def is_clean(self) -> bool:
-        """Whether there were enough frames with motion and almost none of them were
-        combed."""
+        """Whether enough frames had motion and almost none of them were combed."""
         votes = len(self._lean)
         return votes >= _TELLING_VOTES and self._clean >= _NEARLY_ALL * votes
 
     @property
     def is_combed(self) -> bool:
-        """Whether there were some frames with motion and part of them were combed."""
+        """Whether some frames had motion and more than a few of them were combed."""
         votes = len(self._lean)
         return votes >= _LEAST_VOTES and self._clean < _NEARLY_ALL * votes
 

@@ -137,7 +137,9 @@ def find_sequence(path: Path, *, rate: Fraction = SEQUENCE_RATE) -> ImageSequenc
         missing = next(number for number in range(first, last) if number not in numbers)
         lost = last - first + 1 - len(ordered)
         name = replace(sequence, first=missing).picture(0).name
-        raise InputError(f"{path}: {name} is missing ({lost} of {last - first + 1} are); a sequence must not have gaps")
+        raise InputError(
+            f"{path}: {name} is missing ({lost} of {last - first + 1} images); a sequence must not have gaps"
+        )
     return replace(sequence, first=first, count=len(ordered), rate=rate)
 
 

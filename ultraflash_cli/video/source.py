@@ -187,7 +187,7 @@ class Tally:
 
     packets: int = 0
     failures: int = 0
-    """Packets that could not be read or decoded."""
+    """Number of packets that could not be read or decoded."""
     encrypted: bool = False
 
 

@@ -38,7 +38,7 @@ _AHEAD_BYTES = 1 << 26
 _MOST_REPAIRS = 5000
 """A file that needs more has no usable clock."""
 _LEADING = 20
-"""Packets at the start of a clock that include the one shown first."""
+"""Number of packets at the start of a clock that include the one shown first."""
 
 
 def timed_packets(

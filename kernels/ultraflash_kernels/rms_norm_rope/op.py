@@ -54,7 +54,7 @@ class AxisTables:
 
     @property
     def head_width(self) -> int:
-        """Channels of a head."""
+        """Number of channels of a head."""
         return 2 * sum(self.pairs)
 
 

@@ -69,7 +69,8 @@ class MemoryWork:
     group_latents: int = 6
     """Latent frames processed together by the cascade."""
     drawn_latents: int | None = None
-    """Latent frames that are generated and returned together; None for a group."""
+    """Number of latent frames that are generated and returned together; None for a
+    group."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     generator: GeneratorConfig | None = None
     encoder: EncoderConfig | WanVaeConfig | None = None
@@ -132,7 +133,7 @@ class MemoryPhase:
 
     @property
     def total(self) -> int:
-        """Bytes of all parts."""
+        """Size in bytes of all parts."""
         return sum(part.bytes for part in self.parts)
 
 
@@ -186,7 +187,7 @@ class MemoryPlan:
 
     @property
     def ring_bytes(self) -> int:
-        """Bytes of the SR transformer's caches."""
+        """Size in bytes of the SR transformer's caches."""
         parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
         return parts.get("SR transformer KV rings", 0)
 

@@ -54,7 +54,7 @@ class DitConfig:
     text_len: int = 512
     """Number of context tokens, including zero rows."""
     latent_channels: int = 16
-    """Channels of the noise and the result."""
+    """Number of channels of the noise and the result."""
     patch: tuple[int, int, int] = (1, 2, 2)
     """Latent frames, rows and columns per token; frames must be 1."""
     sees_signal: bool = False

@@ -31,7 +31,7 @@ class DecoderStage:
     """One resolution of the decoder: memory blocks, then growth in space and time."""
 
     width: int
-    """Channels of the stage."""
+    """Number of channels of the stage."""
     blocks: int = 3
     """Memory blocks."""
     upsample: bool = True
@@ -46,7 +46,7 @@ class DecoderConfig:
     (reference/cascade.md 6.1)."""
 
     latent_channels: int = 16
-    """Channels of a latent frame."""
+    """Number of channels of a latent frame."""
     stages: tuple[DecoderStage, ...] = (
         DecoderStage(width=256),
         DecoderStage(width=128, time_growth=2),

@@ -28,7 +28,7 @@ class EncoderConfig:
     (reference/cascade.md 6.4)."""
 
     latent_channels: int = 16
-    """Channels of a latent frame."""
+    """Number of channels of a latent frame."""
     width: int = 64
     """Internal channels."""
     blocks: int = 3

@@ -80,7 +80,7 @@ class GeneratorConfig(DitConfig):
     context_timestep: float = 0.0
     """Timestep of the context pass over a finished chunk."""
     window: int = 21
-    """Latent frames in the window, including the current chunk."""
+    """Number of latent frames in the window, including the current chunk."""
     sink: int = 0
     """Number of latent frames at the start of a stream that are never dropped."""
     slide: bool = False

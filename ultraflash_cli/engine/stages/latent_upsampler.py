@@ -29,7 +29,7 @@ class LatentUpsamplerConfig:
     scale: int = 2
     """Spatial growth per side."""
     latent_channels: int = 16
-    """Channels of a latent frame, in and out."""
+    """Number of channels of a latent frame, in and out."""
     width: int = 128
     """Internal channels."""
     blocks: int = 8

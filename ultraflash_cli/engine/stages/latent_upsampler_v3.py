@@ -30,7 +30,7 @@ class LatentUpsamplerV3Config:
     """Spatial growth per side, a power of two; each of the first stages doubles the
     size."""
     latent_channels: int = 16
-    """Channels of a latent frame, in and out."""
+    """Number of channels of a latent frame, in and out."""
     widths: tuple[int, ...] = (256, 128, 64)
     """Internal channels, stage by stage."""
     blocks: int = 3

@@ -26,14 +26,14 @@ class PromptEncoderConfig:
     """Groups of words that select the layout of the picture; a seed picks one word from
     each group."""
     rows: int = 512
-    """Rows of each of the two tables, which are indexed by the two digits of a hashed
-    id."""
+    """Number of rows of each of the two tables, which are indexed by the two digits of
+    a hashed id."""
     dim: int = 64
-    """Channels of an embedding."""
+    """Number of channels of an embedding."""
     heads: int = 4
     """Attention heads."""
     layers: int = 1
-    """Blocks."""
+    """Number of blocks."""
     text_len: int = 24
     """Maximum number of words read from a prompt, including the end token, and rows of
     its embedding."""

@@ -68,10 +68,10 @@ class SrDitConfig(DitConfig):
     """Share of the pairs of spatial blocks that the query blocks of a temporal block
     may keep."""
     top_k: int | None = None
-    """Pairs that the query blocks of a temporal block may keep, instead of the ratio's
-    rule."""
+    """Number of pairs that the query blocks of a temporal block may keep, instead of
+    the ratio's rule."""
     chunk_frames: int = 2
-    """Latent frames that attend to each other regardless of order."""
+    """Number of latent frames that attend to each other regardless of order."""
     kv_len: int = 3
     """Temporal blocks of earlier groups in the KV cache."""
     kv_schedule: tuple[int, ...] = ()

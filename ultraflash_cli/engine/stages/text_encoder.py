@@ -56,13 +56,13 @@ class TextEncoderConfig:
     vocab: int = 256384
     """Number of ids with an embedding."""
     dim: int = 4096
-    """Channels of an embedding."""
+    """Number of channels of an embedding."""
     ffn_dim: int = 10240
     """Internal channels of the gated feed-forward layers."""
     heads: int = 64
     """Attention heads."""
     attention_dim: int | None = None
-    """Channels of all heads together; None for ``dim``."""
+    """Number of channels of all heads together; None for ``dim``."""
     layers: int = 24
     """Number of blocks."""
     buckets: int = 32
@@ -89,7 +89,7 @@ class TextEncoderConfig:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one head."""
+        """Number of channels of one head."""
         return (self.attention_dim or self.dim) // max(1, self.heads)
 
 

@@ -32,14 +32,14 @@ class WanVaeConfig:
     7)."""
 
     width: int = 96
-    """Channels of the level at full resolution."""
+    """Number of channels of the level at full resolution."""
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     """Channels of each level in units of ``width``; the sides are halved between
     levels."""
     blocks: int = 2
     """Residual blocks in a level of the encoder; the decoder has one more."""
     latent_channels: int = 16
-    """Channels of a latent frame."""
+    """Number of channels of a latent frame."""
     time_downsample: tuple[bool, ...] = (False, True, True)
     """Whether each step between levels also halves the frame rate."""
     mean: tuple[float, ...] = (

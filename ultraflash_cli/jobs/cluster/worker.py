@@ -56,7 +56,7 @@ class UnitOutcome:
     unit: Unit
     host: str
     frames: int = 0
-    """Frames that this worker has computed."""
+    """Number of frames that this worker has computed."""
     seconds: float = 0.0
     fps: float | None = None
     device: str | None = None

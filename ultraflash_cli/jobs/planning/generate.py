@@ -110,8 +110,8 @@ class PreparedGeneration:
     installed."""
     plan: "GenerationPlan"
     frames: int
-    """Frames of the clip at the model's own rate; the plan's last group may yield a few
-    more."""
+    """Number of frames of the clip at the model's own rate; the plan's last group may
+    yield a few more."""
     scale: int
     """1 for the base size, else the model's scale factor."""
     base_size: tuple[int, int]

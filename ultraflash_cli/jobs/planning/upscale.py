@@ -1,4 +1,4 @@
-"""Check and plan an upscaling before a model is loaded, cheapest checks first."""
+"""Check and plan an upscale before a model is loaded, cheapest checks first."""
 
 import math
 from dataclasses import dataclass, replace

@@ -125,7 +125,7 @@ class Placement:
     """The last step of a run: the files that it moves."""
 
     frames: int
-    """Frames of the output."""
+    """Number of frames of the output."""
     files: tuple[MovedFile, ...]
     """Every file of each output."""
 

@@ -52,7 +52,7 @@ class Forecaster:
         self._generation_rates: dict[object, GenerationRates] = {}
 
     def forecast(self, prepared: "Prepared | PreparedGeneration") -> Forecast:
-        """Predict the cost of an upscaling or generation job. Raises the same errors as
+        """Predict the cost of an upscale or a generation. Raises the same errors as
         `Models.plan`."""
         return self._upscaling(prepared) if isinstance(prepared, Prepared) else self._generation(prepared)
 

@@ -71,7 +71,7 @@ class Models:
         self._shelves: dict[Path | None, Shelf] = {}
 
     def plan_upscaler(self, prepared: Prepared) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how an upscaling runs, without loading anything. Raises the
+        """Decide where and how an upscale runs, without loading anything. Raises the
         same errors as `upscaler`."""
         device = choose_device(prepared.job.device, model=prepared.model)
         shelf = self._shelf(prepared.job.store)
@@ -102,7 +102,7 @@ class Models:
         return self.plan_generator(prepared)
 
     def upscaler(self, prepared: Prepared) -> Built[FrameUpscaler]:
-        """Load the model for an upscaling. Raises DeviceError, WeightsError,
+        """Load the model for an upscale. Raises DeviceError, WeightsError,
         OutOfMemory."""
         device, profile, memory = self.plan_upscaler(prepared)
         with oom_errors(memory.total):
@@ -264,7 +264,7 @@ class Models:
 
 
 def _upscaling_profile(prepared: Prepared, shelf: Shelf) -> Profile:
-    """Return the profile of an upscaling. Raises UsageError for options that its model
+    """Return the profile of an upscale. Raises UsageError for options that its model
     does not support."""
     job = prepared.job
     profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
@@ -286,7 +286,8 @@ def _generating_profile(prepared: PreparedGeneration, shelf: Shelf) -> Profile:
 
 
 def _plan_upscale(prepared: Prepared, profile: Profile, device: torch.device, shelf: Shelf) -> MemoryPlan:
-    """Plan the memory of an upscaling. Raises OutOfMemory if even the smallest plan is too large."""
+    """Plan the memory of an upscale. Raises OutOfMemory if even the smallest plan is
+    too large."""
     job = prepared.job
     prompt = profile.default_prompt if job.prompt is None else job.prompt
     return plan_upscale_memory(

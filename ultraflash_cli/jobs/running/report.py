@@ -32,7 +32,7 @@ class Report:
     frames_in: int = 0
     frames_out: int = 0
     frames_resumed: int = 0
-    """Frames that an interrupted run had already finished."""
+    """Number of frames that an interrupted run had already finished."""
     width: int = 0
     height: int = 0
     first_frame_s: float | None = None

@@ -31,7 +31,7 @@ _QUEUED = 12
 """Maximum number of pictures queued for encoding; further ones are dropped, as a job
 never waits for its viewers."""
 _KEPT_BYTES = 48 << 20
-"""Bytes of a clip kept in memory, enough for minutes."""
+"""Maximum number of bytes of a clip kept in memory, enough for minutes."""
 _WARNINGS = 20
 
 

@@ -56,7 +56,7 @@ class BottleneckConfig(RecipeConfig):
     """Settings of the autoencoder to initialise, including the share of each kind of
     material."""
     latents: int = 3
-    """Latent frames of a clip."""
+    """Number of latent frames of a clip."""
     cells: int = 32
     """Side of a clip, in latents."""
     square: float = 8.0
