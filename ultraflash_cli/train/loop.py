@@ -1,7 +1,6 @@
 """The training loop of all recipes: learners in turn, batches by number, EMA weights,
 checkpoints, a log."""
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -35,12 +34,10 @@ class Prefetcher:
     """Prepares batches by number in worker processes; ``make`` must be a picklable
     function of the number."""
 
-    def __init__(
-        self, make: Callable[[int], Batch], *, workers: int, ahead: int = 6, cores: set[int] | None = None
-    ) -> None:
+    def __init__(self, make: Callable[[int], Batch], *, workers: int, ahead: int = 6) -> None:
         self.make = make
         self.ahead = ahead
-        self.pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(cores,)) if workers else None
+        self.pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers else None
 
     def batches(self, first: int, stop: int, step: int = 1) -> Iterator[Batch]:
         """Yield batches ``first`` to ``stop`` - 1 in order, every ``step``-th of them."""
@@ -61,12 +58,6 @@ class Prefetcher:
         """Stop the worker processes; pending batches are dropped."""
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(cores: set[int] | None) -> None:
-    torch.set_num_threads(1)
-    if cores:
-        os.sched_setaffinity(0, cores)
 
 
 def run_loop(

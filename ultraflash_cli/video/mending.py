@@ -88,10 +88,10 @@ def about_grain(grain: Grain) -> dict[str, object]:
     }
 
 
-def mended(info: ClipInfo, *, threads: int = 1) -> Mending:
+def mended(info: ClipInfo) -> Mending:
     """Measure all defects for display, without changing how the clip is read."""
     borders, chroma, grain = BorderMeter(), ChromaMeter(), GrainMeter()
-    _measure(info, (borders, chroma, grain), threads)
+    _measure(info, (borders, chroma, grain), threads=1)
     crop = borders.answer()
     return Mending(
         info=info,

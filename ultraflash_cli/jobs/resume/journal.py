@@ -114,9 +114,9 @@ class Journal:
         files = [entry.files[output] for entry in self.segments]
         return [file for file in files if file is not None]
 
-    def segment_path(self, output: int = 0) -> Path:
-        """Return the path for the next segment of an output."""
-        return self.folder / segment_name(len(self.segments), output)
+    def segment_path(self) -> Path:
+        """Return the path for the next segment."""
+        return self.folder / segment_name(len(self.segments))
 
     def begun_path(self) -> Path:
         """Return the path for the pictures of the current segment."""
