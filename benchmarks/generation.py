@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Made:
-    """A generated clip, as it is kept."""
+    """A generated clip, as stored."""
 
     frames: Frames
     """[T, *SMALL, 3]"""

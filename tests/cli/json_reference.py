@@ -18,7 +18,7 @@ _INTRODUCTION = """\
 This page is generated from the schemas it links to, and these from the program; tests
 compare them and validate real runs.
 
-`--json` prints one object per file on stdout, on a line of its own. `--progress json`
+`--json` prints one object per file on stdout, each on a separate line. `--progress json`
 prints one event per line on stderr, and nothing else is printed there. With `-o -`
 stdout carries the video, and `--json` goes to stderr.
 

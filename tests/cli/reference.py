@@ -36,7 +36,7 @@ and SIGHUP finish the current group of frames and keep it; a second SIGINT or SI
 exits immediately.
 
 With `-o -` the video goes to stdout and JSON to stderr. The stream is Matroska without
-an index, or raw frames with `--codec y4m`. It is written while the run goes on, about
+an index, or raw frames with `--codec y4m`. It is written during the run, about
 24 frames at a time, so a player can follow. Input from a pipe (`-`) is upscaled as it
 arrives. Each part is checked before it is written. When the reader closes the stream,
 the run finishes the current group and exits with code 7. Finished work is kept: the

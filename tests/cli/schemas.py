@@ -286,7 +286,7 @@ def _subclasses(kind: type) -> list[type[events.Event]]:
 
 
 def written(schema: Schema) -> str:
-    """Return a schema as it is in its file."""
+    """Return a schema in the form of its file."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -42,7 +42,7 @@ class Guard:
         return float(self._strayed) / self._pixels if self._pixels else None
 
     def counting(self) -> Counting:
-        """Return the counts as they are now, without waiting for a GPU."""
+        """Return the current counts, without waiting for a GPU."""
         pixels, strayed = self._pixels, self._strayed
         if not isinstance(strayed, Tensor):
             return lambda: (strayed, pixels)

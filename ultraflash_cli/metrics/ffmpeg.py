@@ -65,8 +65,8 @@ def viewed(
     deinterlace: bool = False,
 ) -> View:
     """Return a view of a clip: deinterlaced, resized by a Lanczos filter, and converted
-    to the
-    requested coding."""
+    to
+    the requested coding."""
     filters = ["bwdif=mode=send_frame"] if deinterlace else []
     recoded = coding is not None and wanted is not None and coding != wanted
     if size_wh or recoded:

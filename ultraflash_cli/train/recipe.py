@@ -39,7 +39,7 @@ class Configure(Protocol):
 
 
 class RecipeModule(Protocol):
-    """A recipe: a module with pure functions of its own frozen settings."""
+    """A recipe: a module with pure functions of its frozen settings."""
 
     NETWORKS: tuple[str, ...]
     """The roles that an export writes."""
