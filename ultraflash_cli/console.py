@@ -343,7 +343,8 @@ class Console:
                 )
             )
             return
-        parts = [f"{event.frames_done}{total} frames", f"{event.fps:.2f} fps"]
+        count = f"{event.frames_done}{total} frames" if total else count_of(event.frames_done, "frame")
+        parts = [count, f"{event.fps:.2f} fps"]
         if event.eta_s is not None:
             parts.append(f"{clock_time(event.eta_s)} left")
         if self.options.verbose:

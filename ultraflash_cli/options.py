@@ -97,6 +97,7 @@ ExecutorOption = Annotated[
     Literal["local", "ray", "workers"],
     typer.Option(
         "--executor",
+        case_sensitive=False,
         help="local: this machine. ray: a Ray cluster. workers: only divide the job into units in --work-dir, for "
         "`ultraflash worker` on any number of machines.",
     ),
@@ -167,6 +168,7 @@ def _option_of(field: dataclasses.Field[Any], hint: Any) -> Any:
             help=flag.help,
             metavar=flag.metavar,
             show_default=flag.shows_default,
+            case_sensitive=False,
             parser=as_path if kind == Path | None else None,
         ),
     ]

@@ -45,6 +45,25 @@ def test_an_old_spelling_still_works(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        "--codec H264 --decoder AUTO --pix-fmt YUV420P",
+        "--model Lite --device CPU --precision FP32",
+        "--deinterlace OFF --grain None --audio COPY --encoder Auto",
+        "--crop NONE --chroma-shift None --fps KEEP --guard OFF --executor LOCAL",
+    ],
+)
+def test_names_are_read_in_any_case(more: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(tmp_path / "missing.mp4"), *more.split()]) == 3
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_cache_rules_are_read_in_any_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "sea", "--model", "LITE", "--cache-management", "KV", "--res", "480P", "--dry-run"]) == 2
+    assert "kv saves nothing with --res 480p" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("typed", "answer"),
     [
         (["upscal", "a.mp4"], "No such command 'upscal'. Did you mean 'upscale'?"),

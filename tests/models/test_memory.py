@@ -9,6 +9,7 @@ import torch
 
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, ULTRAFLASH
+from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.errors import OutOfMemory, UsageError
 from ultraflash_cli.host import host_bytes_available, parse_memory, resident_bytes
 from ultraflash_cli.models import memory
@@ -172,3 +173,11 @@ def test_every_size_of_a_generation_is_planned(scale: int, long: bool) -> None:
 def test_a_model_that_cannot_generate_is_reported() -> None:
     with pytest.raises(UsageError, match="tiny-lite cannot generate"):
         plan_generation_memory(replace(TINY_LITE, generator=None), scale=2, device=CPU, dtype_of=bf16)
+
+
+def test_a_short_clip_takes_less_than_one_of_any_length() -> None:
+    totals = [
+        plan_generation_memory(LITE, scale=2, device=CPU, dtype_of=bf16, clip=clip).total
+        for clip in (plan_generation(3, chunk=3), plan_generation(60, chunk=3), None)
+    ]
+    assert totals[0] < 0.75 * totals[1] and totals[1] == totals[2]

@@ -86,7 +86,7 @@ def upscale(
     ] = "keep",
     audio: Annotated[
         Literal["copy", "aac", "flac"],
-        typer.Option("--audio", help="Copy the audio; aac, flac: convert what cannot be copied."),
+        typer.Option("--audio", case_sensitive=False, help="Copy the audio; aac, flac: convert what cannot be copied."),
     ] = "copy",
     no_audio: Annotated[bool, typer.Option("--no-audio", help="Drop the audio.")] = False,
     subs: Annotated[bool, typer.Option("--subs/--no-subs", help="Keep or drop the subtitles.")] = True,
@@ -151,7 +151,7 @@ def upscale(
             cuts="auto" if cuts else "off",
             audio="none" if no_audio else audio,
             subs="copy" if subs else "none",
-            fps=None if fps == "keep" else as_rate(fps),
+            fps=None if fps.lower() == "keep" else as_rate(fps),
             tag=not no_tag,
             show=show,
             **vars(options),

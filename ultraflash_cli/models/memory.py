@@ -10,7 +10,7 @@ from ultraflash_cli.engine.footprint.ladder import plan_memory
 from ultraflash_cli.engine.footprint.plan import MemoryPlan, MemorySettings, MemoryWork
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GenerationPlan
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import host_bytes_available, parse_memory, resident_bytes
 from ultraflash_cli.models.backend import backend_of
@@ -91,13 +91,14 @@ def plan_generation_memory(
     dtype_of: Callable[[str], torch.dtype],
     long: bool = False,
     low_frames: bool = False,
+    clip: GenerationPlan | None = None,
     budget_bytes: int | None = None,
     encodes_text: bool = True,
 ) -> MemoryPlan:
     """Plan the memory of generating a clip; ``scale`` 1 stays at the base size,
     ``low_frames`` keeps frames of that size too. ``long`` selects the generator's long
-    variant. Raises OutOfMemory like ``plan_upscale_memory``, UsageError for a profile
-    that cannot generate.
+    variant; a short ``clip`` has smaller groups (None: any length). Raises OutOfMemory
+    like ``plan_upscale_memory``, UsageError for a profile that cannot generate.
     """
     generator = profile.long_generator if long else profile.generator
     if generator is None:
@@ -108,10 +109,12 @@ def plan_generation_memory(
     profile = profile.at_scale(scale) if refines else profile
     height_px, width_px = profile.base_size
     frame_bytes = 3 * height_px * width_px * scale**2
+    drawn = generator.chunk_latents * profile.chunks_per_group(generator)
+    drawn = min(drawn, max(clip.groups)) if clip is not None else drawn
     work = MemoryWork(
         latents=(height_px // 8, width_px // 8),
         group_latents=profile.group_latents,
-        drawn_latents=generator.chunk_latents * profile.chunks_per_group(generator),
+        drawn_latents=drawn,
         text_encoder=profile.text_encoder if encodes_text else None,
         generator=generator,
         upsampler=profile.upsampler if refines else None,
@@ -122,17 +125,22 @@ def plan_generation_memory(
         on_gpu=device.type != "cpu",
         queue_bytes=_queue_bytes(
             frame_bytes,
-            group_frames=FRAMES_PER_LATENT * generator.chunk_latents * profile.chunks_per_group(generator),
+            group_frames=FRAMES_PER_LATENT * drawn,
+            frames=None if clip is None else clip.total_frames,
         ),
     )
     return plan_memory(work, budget_bytes=budget_bytes, host_budget_bytes=host_bytes_available())
 
 
-def _queue_bytes(*frame_bytes: int, group_frames: int) -> int:
-    """Return the bytes in queues: frames read, if any, and groups of finished ones."""
+def _queue_bytes(*frame_bytes: int, group_frames: int, frames: int | None = None) -> int:
+    """Return the bytes in queues: frames read, if any, and groups of finished ones, no
+    more than the ``frames`` of the clip where their number is known."""
     *read, made = frame_bytes
     waiting = sum(queue_places(size) * size for size in read)
-    return waiting + queue_places(made, group_frames=group_frames) * made + _spool_bytes(made)
+    places = queue_places(made, group_frames=group_frames)
+    if frames is not None:
+        return waiting + min(places, frames) * made + min(_spool_bytes(made), frames * made)
+    return waiting + places * made + _spool_bytes(made)
 
 
 def _spool_bytes(frame_bytes: int) -> int:

@@ -256,8 +256,10 @@ def opaque(pix_fmt: str) -> bool:
 
 def chroma_share(pix_fmt: str) -> Fraction:
     """Return the number of samples per pixel in each chroma plane; 1 without
-    subsampling."""
+    subsampling, 0 without colour."""
     known = av.VideoFormat(pix_fmt)
-    if known.is_rgb or len(known.components) < 3:
+    if known.is_rgb or known.has_palette:
         return Fraction(1)
+    if len(known.components) < 3:
+        return Fraction(0)
     return Fraction(known.chroma_width(64) * known.chroma_height(64), 64 * 64)

@@ -76,7 +76,7 @@ _CONTAINERS = {
         text="mov_text",
     ),
     ".mov": _Container(
-        video=_ISO_VIDEO
+        video=(_ISO_VIDEO - {"av1", "vp9"})  # FFmpeg writes those in MP4 only
         | {"prores", "dnxhd", "cfhd", "qtrle", "png", "dvvideo", "rawvideo", "v210", "cinepak", "svq3"},
         audio=frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "alac", "adpcm_ima_qt", "dts", "amr_nb", "amr_wb"})
         | {"pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_f32be", "pcm_f64be"}
@@ -84,7 +84,7 @@ _CONTAINERS = {
         | _PCM_LE
         | _PCM_BE,
         subtitle=frozenset({"mov_text"}),
-        unusual=frozenset({"eia_608", "ffv1", "vp8"}),
+        unusual=frozenset({"eia_608"}),
         text="mov_text",
     ),
     ".mkv": _Container(

@@ -68,6 +68,7 @@ class ModelName(_Options):
             metavar="auto|lite|ultraflash",
             help="lite: built in. ultraflash: the published model. auto: ultraflash if its weights and a GPU are "
             "there, else lite.",
+            read=str.lower,
         ),
     ] = "auto"
 
@@ -108,7 +109,12 @@ class EncodingOptions(_Options):
     ] = None
     pix_fmt: Annotated[
         str,
-        Flag(names=("--pix-fmt",), metavar="auto|FORMAT", help="Pixel format of the output, as in FFmpeg."),
+        Flag(
+            names=("--pix-fmt",),
+            metavar="auto|FORMAT",
+            help="Pixel format of the output, as in FFmpeg.",
+            read=str.lower,
+        ),
     ] = "auto"
     enc_options: Annotated[
         tuple[tuple[str, str], ...],
@@ -139,6 +145,7 @@ class MachineOptions(_Options):
             names=("--device",),
             metavar="auto|cpu|cuda[:i][,cuda:j]|mps|xpu",
             help="Where the model runs; several devices share the scenes.",
+            read=str.lower,
         ),
     ] = "auto"
     precision: Annotated[
@@ -294,6 +301,7 @@ class UpscalingOptions(SharedOptions, TargetOptions):
         str,
         Flag(
             names=("--crop",),
+            read=str.lower,
             metavar="none|auto|L,T,R,B",
             help="Crop every frame by this many pixels; auto detects black borders and a tape's head-switching lines.",
         ),
@@ -302,6 +310,7 @@ class UpscalingOptions(SharedOptions, TargetOptions):
         str,
         Flag(
             names=("--chroma-shift",),
+            read=str.lower,
             metavar="none|auto|X,Y",
             help="Undo a shift of the colours by X pixels right and Y down, as on VHS; auto measures it.",
         ),
@@ -356,6 +365,7 @@ class GenerationOptions(SharedOptions):
         str,
         Flag(
             names=("--cache-management",),
+            read=str.lower,
             metavar="off|steps,refresh,kv",
             help="Shortcuts for speed, one or more: fewer denoising steps after the first chunk (steps=N), fewer "
             "context passes (refresh=THRESHOLD), a shorter cache (kv).",

@@ -311,6 +311,7 @@ def _plan_generation(prepared: PreparedGeneration, profile: Profile, device: tor
         dtype_of=stage_precisions(profile, job.precision, device),
         long=prepared.long,
         low_frames=prepared.low_spec is not None,
+        clip=prepared.plan,
         budget_bytes=memory_budget(device, job.max_memory),
         encodes_text=not is_embedded(shelf, profile, prepared.prompt, precision=job.precision, device=device),
     )
