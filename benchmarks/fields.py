@@ -93,7 +93,7 @@ def by_meter(path: Path) -> str:
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             meter.push(frame)
-    return meter.answer()
+    return meter.result()
 
 
 def by_idet(path: Path) -> tuple[str, dict[str, int]]:

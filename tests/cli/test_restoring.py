@@ -96,7 +96,7 @@ def test_grain_comes_back_like_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
         frames = decoded(tmp_path / "out.mkv")
         for first, second in zip(frames[::2], frames[1::2], strict=True):
             meter.push([first, second])
-        made[choice] = meter.answer()
+        made[choice] = meter.result()
     before, after = made["none"], made["keep"]
     assert before is not None and after is not None
     inside = np.linspace(before.levels[0], before.levels[-1], 5)

@@ -182,7 +182,7 @@ def test_new_grain_has_the_spectrum_and_the_strength_of_the_old(measured: Mendin
     meter = GrainMeter()
     for number in range(0, 16, 2):
         meter.push([maker.add(plain, number), maker.add(plain, number + 1)])
-    again = meter.answer()
+    again = meter.result()
     assert again is not None
     for level in grain.levels[1:-1]:
         assert strength_of(again, level) == pytest.approx(strength_of(grain, level), rel=0.15)

@@ -69,7 +69,7 @@ class BorderMeter:
                 self._rows.append(np.percentile(luma[:, ::across], 90, axis=1).astype(np.float32))
                 self._columns.append(np.percentile(luma[::down], 90, axis=0).astype(np.float32))
 
-    def answer(self) -> Crop | None:
+    def result(self) -> Crop | None:
         """Return the crop, which leaves even sides; None if there is nothing to
         crop."""
         top, bottom = _bars(self._rows)

@@ -47,7 +47,7 @@ class ChromaMeter:
             if across is not None and down is not None:
                 self._found.append((across, down))
 
-    def answer(self) -> ChromaShift | None:
+    def result(self) -> ChromaShift | None:
         """Return the shift; None if it is small or cannot be determined."""
         if len(self._found) < _LEAST_PICTURES:
             return None

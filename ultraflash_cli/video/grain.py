@@ -118,7 +118,7 @@ class GrainMeter:
         self._blocks.append(rows[usable])
         self._spectra.append(np.stack([power[0], (power[1] + power[2]) / 2], axis=1)[usable].astype(np.float32))
 
-    def answer(self) -> Grain | None:
+    def result(self) -> Grain | None:
         """Return the measured grain; None if there is hardly any, or too little
         material to measure it."""
         if not self._blocks:

@@ -7,7 +7,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Answer", "FieldMeter", "Scan"]
+__all__ = ["FieldMeter", "Scan", "Verdict"]
 
 Scan = Literal["progressive", "flagged", "tff", "bff", "all", "telecined", "telecined25", "mixed", "shifted"]
 """Scan type of a clip. progressive: whole frames. flagged: frames flagged as interlaced
@@ -18,7 +18,7 @@ pictures in 25 frames, as on some PAL discs. mixed: telecined film in parts of t
 shifted: film with one field of the next picture in each frame.
 """
 
-Answer = Literal["unknown", "progressive", "tff", "bff", "telecined", "telecined25", "shifted"]
+Verdict = Literal["unknown", "progressive", "tff", "bff", "telecined", "telecined25", "shifted"]
 
 _COLUMNS = 256
 _MOVING = 10.0
@@ -91,7 +91,7 @@ class FieldMeter:
     def is_sure(self) -> bool:
         """Whether more frames would hardly change the verdict."""
         votes = len(self._lean)
-        if votes >= _MOST_VOTES and (votes >= 2 * _MOST_VOTES or self.answer() != "unknown"):
+        if votes >= _MOST_VOTES and (votes >= 2 * _MOST_VOTES or self.result() != "unknown"):
             return True
         return votes >= _SURE_VOTES and all(abs(lean) < _EVEN and self._whole[n] < 0 for n, lean in self._lean.items())
 
@@ -113,7 +113,7 @@ class FieldMeter:
         combed = [lean for number, lean in self._lean.items() if self._whole[number] > _CLOSE]
         return "bff" if float(np.sum(combed)) < 0 else "tff"
 
-    def answer(self) -> Answer:
+    def result(self) -> Verdict:
         """Return the verdict of the votes so far."""
         if len(self._lean) < _LEAST_VOTES:
             return "unknown"

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.cadence import RepeatMeter
 from ultraflash_cli.video.color import is_rgb
-from ultraflash_cli.video.interlace import Answer, FieldMeter, Scan
+from ultraflash_cli.video.interlace import FieldMeter, Scan, Verdict
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.source import Source, Tally, decoded_frames, decoder_of, read_packets, source_path
@@ -151,7 +151,7 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
             sizes.see(frame, decoder)
 
     elsewhere: list[FieldMeter] = []
-    measured = meter.answer() if meter is not None else "unknown"
+    measured = meter.result() if meter is not None else "unknown"
     scan = _scan(stream, measured, flagged)
     wrongly_flagged = scan == "flagged" and meter is not None and meter.is_clean
     if is_file and meter is not None and (wrongly_flagged or measured != "progressive"):
@@ -228,16 +228,16 @@ def _look_elsewhere(
     return meters
 
 
-def _together(first: Answer, elsewhere: list[FieldMeter]) -> Answer | Literal["mixed"]:
+def _together(first: Verdict, elsewhere: list[FieldMeter]) -> Verdict | Literal["mixed"]:
     """Combine the measurements at the start of a clip and at later positions."""
-    answers: list[Answer] = [first, *(meter.answer() for meter in elsewhere if meter.votes >= _TELLING)]
-    found: list[Answer] = [answer for answer in answers if answer != "unknown"]
+    verdicts: list[Verdict] = [first, *(meter.result() for meter in elsewhere if meter.votes >= _TELLING)]
+    found: list[Verdict] = [verdict for verdict in verdicts if verdict != "unknown"]
     if len(set(found)) == 1:
         return found[0]
     if {"telecined", "telecined25", "shifted"} & set(found):
         return "mixed"
     # Parts in which each frame shows a single moment are progressive.
-    interlaced: list[Answer] = [answer for answer in found if answer != "progressive"]
+    interlaced: list[Verdict] = [verdict for verdict in found if verdict != "progressive"]
     return interlaced[0] if len(set(interlaced)) == 1 else first
 
 
@@ -256,7 +256,7 @@ def average_rate(stream: VideoStream) -> Fraction:
     return next((rate for rate in given if rate <= _FASTEST), given[0] if given else Fraction(25))
 
 
-def _scan(stream: VideoStream, measured: Answer | Literal["mixed"], flagged: bool) -> Scan:
+def _scan(stream: VideoStream, measured: Verdict | Literal["mixed"], flagged: bool) -> Scan:
     """Weigh measurements against flags; ``first_look`` examines more frames if a flag
     seems wrong."""
     context = stream.codec_context

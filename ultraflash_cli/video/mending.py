@@ -92,13 +92,13 @@ def mended(info: ClipInfo) -> Mending:
     """Measure all defects for display, without changing how the clip is read."""
     borders, chroma, grain = BorderMeter(), ChromaMeter(), GrainMeter()
     _measure(info, (borders, chroma, grain), threads=1)
-    crop = borders.answer()
+    crop = borders.result()
     return Mending(
         info=info,
         crop=crop,
         head_lines=borders.head_lines if crop else 0,
-        chroma_shift=chroma.answer(),
-        grain=grain.answer(),
+        chroma_shift=chroma.result(),
+        grain=grain.result(),
     )
 
 
@@ -116,7 +116,7 @@ def mend(
     if crop == "auto":
         borders = BorderMeter()
         _measure(info, (borders,), threads)
-        cut = borders.answer()
+        cut = borders.result()
         head_lines = borders.head_lines if cut else 0
         info = _cropped(info, cut) if cut else info
         notes.append(_about_crop(info, cut, head_lines))
@@ -130,11 +130,11 @@ def mend(
     wanted += [grains] if grain != "none" else []
     _measure(info, wanted, threads)
     if chroma_shift == "auto":
-        shift = chroma.answer()
+        shift = chroma.result()
         notes.append(_about_shift(shift))
     if shift is not None and any(shift):
         info = replace(info, chroma_shift=shift)
-    found = grains.answer() if grain != "none" else None
+    found = grains.result() if grain != "none" else None
     if grain != "none":
         notes.append(_about_grain(found, grain))
     if found is not None:

@@ -36,7 +36,7 @@ class FieldWatch:
         if place < _PERIOD - 1:
             return None
 
-        if self._meter.answer() in _COMBED:
+        if self._meter.result() in _COMBED:
             self._combed.append(self._begun_pts)
         else:
             self._combed.clear()
