@@ -297,16 +297,16 @@ def test_a_fresh_installation_makes_a_clip_with_no_flag(
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("model", "rule", "said"),
     [
-        ("kv", "kv saves nothing with --res 480p, where no SR transformer runs; remove kv"),
-        ("steps", "steps saves nothing with lite, which takes one denoising step; remove steps"),
+        ("tiny-lite", "kv", "kv saves nothing with --res 480p, where no SR transformer runs; remove kv"),
+        ("lite", "steps", "steps saves nothing with lite, which takes one denoising step; remove steps"),
     ],
 )
 def test_a_cache_rule_that_saves_nothing_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, rule: str, said: str
 ) -> None:
-    asked = ["generate", "a red car", "--model", "lite", "--res", "480p", "--cache-management", rule]
+    asked = ["generate", "a red car", "--model", model, "--res", "480p", "--cache-management", rule]
     assert main([*asked, "-o", str(tmp_path / "car.mp4")]) == 2
     assert capsys.readouterr().err == f"error: --cache-management: {said}\n"
     assert not list(tmp_path.iterdir())

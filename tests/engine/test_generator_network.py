@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.generators import SCHEDULE, TINY, build, clean_latents
+from ultraflash_cli.engine.layers.moving_places import Course
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.errors import ConfigError
 
@@ -66,7 +67,15 @@ def test_a_pooled_prompt_reaches_every_token_at_once() -> None:
 def test_what_moves_as_prompted_stays_in_one_position_of_a_moving_frame(
     velocity: tuple[float, float],
 ) -> None:
-    stage = build(replace(TINY, grid=(2, 3), pool_text=True, velocities=(velocity, (0.0, 0.0)), slide=True))
+    stage = build(
+        replace(
+            TINY,
+            grid=(2, 3),
+            pool_text=True,
+            courses=(Course(down=velocity[0], right=velocity[1]), Course()),
+            slide=True,
+        )
+    )
     assert stage.moving_places is not None
     with torch.no_grad():
         stage.moving_places.clock.weight.zero_()
@@ -77,7 +86,7 @@ def test_what_moves_as_prompted_stays_in_one_position_of_a_moving_frame(
 
     def places(position: int | Tensor) -> Tensor:
         assert stage.moving_places is not None
-        return stage.moving_places(torch.zeros(1, TINY.dim), 1, position)[0, 0]
+        return stage.moving_places(torch.zeros(1, TINY.dim), 1, position).places[0, 0]
 
     now, then = places(2), places(4)
     down, right = (int(2 * speed) for speed in velocity)  # tokens in two latent frames
@@ -91,15 +100,17 @@ def test_what_moves_as_prompted_stays_in_one_position_of_a_moving_frame(
 
 
 def test_constants_of_moving_positions_are_those_of_the_config_however_it_is_loaded() -> None:
-    config = replace(TINY, grid=(2, 3), pool_text=True, velocities=((0.4875, 0.1), (0.0, 0.0)))
+    config = replace(
+        TINY, grid=(2, 3), pool_text=True, courses=(Course(down=0.4875, right=0.1, hop=1.3, rate=0.7), Course())
+    )
     plain = build(config)
     with torch.device("meta"):
         served = Generator(config)
     served.load_state_dict({name: x.bfloat16() for name, x in plain.state_dict().items()}, assign=True)
     assert served.moving_places is not None and plain.moving_places is not None
     text = torch.randn(1, TINY.dim, generator=torch.Generator().manual_seed(1))
-    exact = plain.moving_places(text, 3, 9)
-    error = (served.moving_places(text.bfloat16(), 3, 9).float() - exact).square().mean()
+    exact = plain.moving_places(text, 3, 9).places
+    error = (served.moving_places(text.bfloat16(), 3, 9).places.float() - exact).square().mean()
     assert error < 1e-4 * exact.square().mean()
 
 
@@ -119,7 +130,7 @@ def test_a_hidden_layer_of_the_head_starts_as_nothing_and_tells_more_than_the_wi
     assert ranks[0] <= 13 and ranks[1] == 16, "at most 12 channels and a bias, or all 16 values of a patch"
 
 
-def test_velocities_need_a_grid_and_a_prompt() -> None:
+def test_courses_need_a_grid_and_a_prompt() -> None:
     for without in ({"grid": (2, 3)}, {"pool_text": True}):
-        with pytest.raises(ConfigError, match="velocities need"):
-            replace(TINY, velocities=((0.0, 1.0),), **without)
+        with pytest.raises(ConfigError, match="courses require"):
+            replace(TINY, courses=(Course(right=1.0),), **without)

@@ -3,7 +3,9 @@ tests."""
 
 from dataclasses import replace
 
+from ultraflash_cli.engine.layers.moving_places import Course
 from ultraflash_cli.engine.profile import Precision, Profile
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
 from ultraflash_cli.engine.stages.decoder import DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
@@ -31,8 +33,33 @@ _LITE_WORDS = PromptEncoderConfig(
     words=SCENE_WORDS, variants=LAYOUT_WORDS, dim=96, heads=4, layers=2, text_len=32
 )
 
-_SPEEDS = (0.375, 0.4875, 0.6, 0.634, 0.78)
-"""Speeds of things, in tokens of the generator per latent frame."""
+_SPEEDS = (0.375, 0.4875, 0.6)
+"""Speeds of moving things, in tokens of the generator per latent frame."""
+
+_QUICK = tuple(1.3 * speed for speed in _SPEEDS)
+"""Speeds of birds and cars."""
+
+_SECONDS = ((2.6358, 4.0266, 0.3320), (4.3608, 1.1733, 2.4898), (4.4889, 0.3793, 4.5001))
+"""Phases of hops and wing beats for each speed: for how many seconds each thing of a
+group has been in motion at the first latent frame."""
+
+
+def _swinging(
+    speeds: tuple[float, ...], rate: float, hop: float = 0.0
+) -> tuple[Course, ...]:
+    """Return the courses of things that move right and left and swing at ``rate``
+    radians per second."""
+    return tuple(
+        Course(
+            right=way * speed,
+            hop=hop,
+            rate=rate * FRAMES_PER_LATENT / GENERATED_FPS,
+            phases=(rate * seconds[0], rate * seconds[1], rate * seconds[2]),
+        )
+        for way in (1, -1)
+        for speed, seconds in zip(speeds, _SECONDS, strict=True)
+    )
+
 
 _LITE_GENERATOR = GeneratorConfig(
     dim=192,
@@ -48,11 +75,16 @@ _LITE_GENERATOR = GeneratorConfig(
     pool_text=True,
     grid=(15, 26),
     head_dim=384,
-    velocities=(
-        (0.0, 0.0),
-        *((0.0, speed) for speed in _SPEEDS),
-        *((0.0, -speed) for speed in _SPEEDS),
-        *((-speed, 0.0) for speed in _SPEEDS[:3]),
+    courses=(
+        Course(),
+        *(
+            Course(right=way * speed)
+            for way in (1, -1)
+            for speed in (*_SPEEDS, *_QUICK[1:])
+        ),
+        *(Course(down=-speed) for speed in _SPEEDS),
+        *_swinging(_SPEEDS, rate=2.6, hop=3.3),
+        *_swinging(_QUICK, rate=7.0),
     ),
     steps=(1000,),
     shift=1.0,
@@ -114,7 +146,7 @@ LITE = Profile(
     generator=_LITE_GENERATOR,
     text_encoder=_LITE_WORDS,
     group_latents=2,
-    spares_passes=False,
+    saving_rules=(),
     notice="lite makes simple landscapes; "
     "for real clips run `ultraflash weights pull ultraflash`, on a GPU",
     precisions=(("text_encoder", "fp32"),),

@@ -130,7 +130,12 @@ def _check_rules(rules: CacheManagement, profile: Profile, *, refines: bool) -> 
         raise UsageError(
             "--cache-management: kv saves nothing with --res 480p, where no SR transformer runs; remove kv"
         )
-    if rules.refresh is not None and not profile.spares_passes:
+    if rules.kv and "kv" not in profile.saving_rules:
+        raise UsageError(
+            f"--cache-management: kv saves hardly any time with {profile.name}, whose SR transformer is small; "
+            "remove kv"
+        )
+    if rules.refresh is not None and "refresh" not in profile.saving_rules:
         raise UsageError(
             f"--cache-management: refresh saves no time with {profile.name}, whose context passes cost less than "
             "the check; remove refresh"
@@ -191,7 +196,7 @@ def _remarks(profile: Profile, generator: GeneratorConfig, latents: int) -> tupl
             f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
             f"slides. `ultraflash weights pull {profile.name}-long` installs the variant for long clips",
         )
-    if generator.velocities and latents > generator.taught_frames:
+    if generator.courses and latents > generator.taught_frames:
         taught = _frames_of(generator.taught_frames)
         return (
             f"longer than the {taught} frames for which {profile.name} knows where moving objects are; after that "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,18 +25,20 @@ from ultraflash_cli.train.captions import Usual, caption
 from ultraflash_cli.train.drawing import Renderer
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.scenes import Colour, Motion, Place, Scene, Time, random_scene
+from ultraflash_cli.train.things import HOP, HOP_RATE, WING_RATE
 from ultraflash_cli.video.partial import output_errors, partial_file
 
 __all__ = [
     "SCENES_A_SEED",
     "EncodeScenesJob",
+    "SceneCourse",
     "SceneLatents",
     "draw_scene",
     "encode_scenes",
     "layout_of",
     "open_scene_latents",
     "scene_caption",
-    "scene_velocity",
+    "scene_course",
     "thing_cover",
     "training_scene",
 ]
@@ -130,15 +132,28 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
     return LITE.text_encoder.with_variant(words, number).strip()
 
 
-def scene_velocity(seed: int, number: int) -> tuple[float, float]:
-    """Return the velocity (down, right) of a scene's thing in picture heights per
-    second; (0, 0) if there is none."""
+class SceneCourse(NamedTuple):
+    """Motion of a scene's thing: a generator's ``Course`` in units of the scene."""
+
+    down: float = 0.0
+    """Picture heights per second."""
+    right: float = 0.0
+    """Picture heights per second."""
+    hop: float = 0.0
+    """Height of hops in picture heights."""
+    rate: float = 0.0
+    """Angular frequency of hops or wing beats in radians per second."""
+
+
+def scene_course(seed: int, number: int) -> SceneCourse:
+    """Return the course of a scene's thing; all zeros if there is none."""
     thing = training_scene(seed, number).thing
     if thing is None:
-        return 0.0, 0.0
+        return SceneCourse()
     ways: dict[Motion, tuple[int, int]] = {"left": (0, -1), "right": (0, 1), "up": (-1, 0)}
     down, right = ways[thing.motion]
-    return down * thing.speed, right * thing.speed
+    hop, rate = {"ball": (HOP, HOP_RATE), "bird": (0.0, WING_RATE)}.get(thing.kind, (0.0, 0.0))
+    return SceneCourse(down * thing.speed, right * thing.speed, hop, rate)
 
 
 @lru_cache(maxsize=8192)

@@ -5,12 +5,16 @@ import numpy as np
 from ultraflash_cli.train.canvas import RIM, Canvas, Patch, Plane
 from ultraflash_cli.train.scenes import COLOURS, Kind
 
-__all__ = ["Things"]
+__all__ = ["HOP", "HOP_RATE", "WING_RATE", "Things"]
 
 _OWN_LIGHT = 0.7
 """Share of a thing's own colour that does not depend on the light."""
 _GAPS: dict[Kind, float] = {"balloon": 0.34, "bird": 0.32, "boat": 0.38, "ball": 0.26, "car": 0.40, "lantern": 0.28}
 """Distance between the centres of neighbouring things in a group."""
+HOP, HOP_RATE = 0.22, 2.6
+"""Height of a ball's hops in picture heights, and their angular frequency in radians per second."""
+WING_RATE = 7.0
+"""Angular frequency of wing beats in radians per second."""
 _MIDDLE_S = 2.5
 """Time in seconds at which things are in the middle of their path, so that five seconds
 show them."""
@@ -80,7 +84,7 @@ class Things(Canvas):
         self.paint(self.box(x, y - 0.078, 0.034, 0.008), colour * 0.5)
 
     def _bird(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
-        lift = 0.074 * np.sin(7 * second)
+        lift = 0.074 * np.sin(WING_RATE * second)
         y += 0.012 * np.sin(1.1 * second)
         own = self._own(colour)
         wings: list[tuple[Patch, Plane]] = []
@@ -109,11 +113,11 @@ class Things(Canvas):
         self.paint(self.box(x, y - 0.026, 0.132, 0.006), self.lit((0.97, 0.96, 0.92), 0.4))
 
     def _ball(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
-        hop = abs(np.sin(2.6 * second))
+        hop = abs(np.sin(HOP_RATE * second))
         radius, floor = 0.075, 0.92
         shadow = self.ellipse(x, floor + 0.008, 0.070 * (1.1 - 0.4 * hop), 0.013)
         self.paint(shadow, np.zeros(3, np.float32), 0.4)
-        centre = floor - radius - 0.22 * hop
+        centre = floor - radius - HOP * hop
         own = self._own(colour)
         self._body((self.disc(x, centre, radius), own))
         self.paint(self.disc(x - 0.024, centre - 0.026, 0.019), np.ones(3, np.float32), 0.55)

@@ -150,9 +150,10 @@ def test_the_cache_rules_reach_it_and_its_gate_looks_through_the_decoder(tmp_pat
         ("lite", "steps,kv", "steps saves nothing with lite, which takes one denoising step; remove steps"),
         ("lite", "steps=1", "steps saves nothing with lite"),
         ("lite", "refresh=0.5", "refresh saves no time with lite"),
+        ("lite", "kv", "kv saves hardly any time with lite, whose SR transformer is small; remove kv"),
     ],
 )
-def test_a_cache_rule_that_does_nothing_is_refused(tmp_path: Path, model: str, rules: str, said: str) -> None:
+def test_a_cache_rule_that_saves_nothing_is_refused(tmp_path: Path, model: str, rules: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         prepare_generation(job(tmp_path, model=model, res="1k", cache_management=rules))
 

@@ -1,7 +1,6 @@
 """Causal few-step transformer that generates low-resolution latents from text, chunk by
 chunk."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from ultraflash_cli.engine.layers.attention import (
 )
 from ultraflash_cli.engine.layers.dit import Dit, DitBlock, DitConfig, DitHead
 from ultraflash_cli.engine.layers.modulation import sinusoid
+from ultraflash_cli.engine.layers.moving_places import Course, MovingPlaces
 from ultraflash_cli.engine.layers.norm import layer_norm
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.fp8_linear import quantise_linears
@@ -59,10 +59,10 @@ class GeneratorConfig(DitConfig):
     grid: tuple[int, int] | None = None
     """Rows and columns of learned position embeddings, for a model of a single size;
     None for RoPE only."""
-    velocities: tuple[tuple[float, float], ...] = ()
-    """Velocities (down, right) of moving frames of reference, in tokens per latent
-    frame. The prompt chooses among them, and an object with that velocity keeps its
-    position in the frame. Requires a grid and ``pool_text``."""
+    courses: tuple[Course, ...] = ()
+    """Courses of moving frames of reference. The prompt chooses among them, and an
+    object on that course keeps its position in the frame. Requires a grid and
+    ``pool_text``."""
     taught_frames: int = 21
     """Number of latent frames, at least 2, after which the clock and the moving frames
     of reference stand still."""
@@ -116,8 +116,8 @@ class GeneratorConfig(DitConfig):
                 f"generator: context_timestep must be within 0..{TRAIN_STEPS}, got "
                 f"{self.context_timestep}"
             )
-        if self.velocities and (self.grid is None or not self.pool_text):
-            raise ConfigError("generator: velocities require a grid and pool_text")
+        if self.courses and (self.grid is None or not self.pool_text):
+            raise ConfigError("generator: courses require a grid and pool_text")
         if self.head_dim < 0:
             raise ConfigError(
                 f"generator: head_dim must be at least 0, got {self.head_dim}"
@@ -202,85 +202,6 @@ class GeneratorHead(DitHead):
         return self.head(x) if self.detail is None else self.head(x) + self.detail(x)
 
 
-_WAVES = 12
-"""Number of wavelengths of sines and cosines that encode a coordinate."""
-
-_LONGEST, _SHORTEST = 64.0, 1.0
-"""The longest and the shortest wavelength, in tokens."""
-
-_BESIDE = 18.0
-"""Distance from the picture, in tokens, at which coordinates are clamped."""
-
-
-class MovingPlaces(nn.Module):
-    """Position embeddings in a frame of reference whose velocity the prompt chooses,
-    and a clock."""
-
-    def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        assert config.grid is not None, "the config was checked"
-        self.grid, self.velocities = config.grid, config.velocities
-        self.taught_frames = config.taught_frames
-        dim = config.dim
-        self.choice = nn.Sequential(
-            nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(self.velocities))
-        )
-        self.rows, self.columns = (nn.Linear(2 * _WAVES, dim, bias=False) for _ in range(2))
-        self.clock, self.modulation = (
-            nn.Linear(2 * (self.taught_frames - 1), dim, bias=False) for _ in range(2)
-        )
-
-    def forward(self, text: Tensor, frames: int, position: int | Tensor) -> Tensor:
-        """Return the position embeddings ``[B, frames, rows, columns, dim]``.
-
-        Args:
-            text: The pooled prompt, ``[B, dim]``.
-            frames: Latent frames of the chunk.
-            position: Index in the stream of the chunk's first latent frame.
-        """
-        share = self.choice(text).float().softmax(dim=-1)
-        time = self._time(frames, position)
-        falling = torch.linspace(0, 1, _WAVES, device=text.device)
-        wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
-
-        def along(size: int, velocities: tuple[float, ...]) -> Tensor:
-            """Return the sines and cosines of one axis, ``[B, frames, size, 2 *
-            waves]``."""
-            still = torch.arange(size, device=text.device).float()
-            at = torch.stack([still - speed * time[:, None] for speed in velocities])
-            waves = _waves(at.clamp(-_BESIDE, size + _BESIDE), wave_numbers)
-            return torch.einsum("bk,ktsw->btsw", share, waves)
-
-        down, right = zip(*self.velocities, strict=True)
-        rows = self.rows(along(self.grid[0], down).to(text.dtype))
-        columns = self.columns(along(self.grid[1], right).to(text.dtype))
-        clock = self.clock(self._beats(time).to(text.dtype))
-        return rows.unsqueeze(3) + columns.unsqueeze(2) + clock[:, None, None]
-
-    def beat(self, frames: int, position: int | Tensor) -> Tensor:
-        """Return the clock's contribution to the timestep embedding, ``[frames,
-        dim]``."""
-        weight = self.modulation.weight
-        return self.modulation(self._beats(self._time(frames, position)).to(weight.dtype))
-
-    def _time(self, frames: int, position: int | Tensor) -> Tensor:
-        """Return the clock's time of each latent frame, ``[frames]``."""
-        time = torch.arange(frames, device=self.modulation.weight.device) + position
-        return time.clamp(max=self.taught_frames - 1).float()
-
-    def _beats(self, time: Tensor) -> Tensor:
-        """Return sines and cosines of time, enough to represent any function of the
-        clock."""
-        count = torch.arange(1, self.taught_frames, device=time.device)
-        return _waves(time, count * (math.pi / self.taught_frames))
-
-
-def _waves(at: Tensor, wave_numbers: Tensor) -> Tensor:
-    """Return the sines and cosines of coordinates, in a new last dimension."""
-    phase = at.unsqueeze(-1) * wave_numbers
-    return torch.cat([phase.sin(), phase.cos()], dim=-1)
-
-
 class Generator(Dit):
     """Network that predicts the flow from noisy latents and a prompt, one chunk per
     run; ``Sampler`` generates with it.
@@ -302,7 +223,11 @@ class Generator(Dit):
 
         self.make_embeddings()
 
-        self.moving_places = MovingPlaces(config) if config.velocities else None
+        self.moving_places = None
+        if config.courses and config.grid is not None:
+            self.moving_places = MovingPlaces(
+                dim, config.grid, config.courses, config.taught_frames
+            )
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(
             DitBlock(config, WindowSelfAttention(dim, config.num_heads, config.eps))
@@ -372,12 +297,12 @@ class Generator(Dit):
             .unflatten(0, timestep.shape)
         )
         time = self.time_embedding(time)
-        pooled = None
         if self.text_pool is not None:
-            pooled = _pooled(context)
-            time = time + self.text_pool(pooled).unsqueeze(1)
+            time = time + self.text_pool(_pooled(context)).unsqueeze(1)
+        moving = None
         if self.moving_places is not None:
-            time = time + self.moving_places.beat(frames, position).to(time)
+            moving = self.moving_places(_pooled(context), frames, position)
+            time = time + moving.time.to(time)
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
         level = (timestep / TRAIN_STEPS).view(len(timestep), 1, -1, 1, 1)
@@ -391,8 +316,8 @@ class Generator(Dit):
             if self.row_places is not None and self.column_places is not None:
                 places = self.row_places[:, None] + self.column_places
                 x = x + places.flatten(-3, -2)
-            if self.moving_places is not None and pooled is not None:
-                x = x + self.moving_places(pooled, frames, position).flatten(-3, -2)
+            if moving is not None:
+                x = x + moving.places.flatten(-3, -2)
             return x
 
         x, after = self.through_blocks(
@@ -403,12 +328,12 @@ class Generator(Dit):
             flow = (x_bcthw.to(flow) - flow) / level.to(flow).clamp_min(LEAST_LEVEL)
         return ChunkResult(flow, after)
 
-    def velocity_logits(self, context: tuple[ContextKv, ...]) -> Tensor:
-        """Return a prompt's logits over the velocities, ``[B, velocities]``. Raises
-        ConfigError for a network without velocities.
+    def course_logits(self, context: tuple[ContextKv, ...]) -> Tensor:
+        """Return a prompt's logits over the courses, ``[B, courses]``. Raises
+        ConfigError for a network without courses.
         """
         if self.moving_places is None:
-            raise ConfigError("generator: there are no velocities to choose from")
+            raise ConfigError("generator: there are no courses to choose from")
         return self.moving_places.choice(_pooled(context))
 
     def _to_patches(self, x_bcthw: Tensor) -> Tensor:

@@ -27,10 +27,11 @@ from ultraflash_cli.train.latents import (
     draw_scene,
     open_scene_latents,
     scene_caption,
-    scene_velocity,
+    scene_course,
     thing_cover,
 )
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
+from ultraflash_cli.train.rewards import load_reward, reward_of
 from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, pixel_gain
 from ultraflash_cli.train.sheets import Picture, sheet
 
@@ -44,6 +45,7 @@ __all__ = [
     "learners",
     "loss",
     "make",
+    "part_of",
     "pictures",
     "roll_out",
     "scene_batch",
@@ -57,8 +59,8 @@ _PICTURED = 2
 """Number of clips in a batch that are generated for a sample picture; each is a whole
 stream, which takes a while."""
 
-_VELOCITY_WEIGHT = 0.01
-"""Weight of the velocity loss relative to that of the flow."""
+_COURSE_WEIGHT = 0.01
+"""Weight of the course loss relative to that of the flow."""
 
 _ALIKE = 2
 """Number of consecutive batches whose clips have the same length, so that two processes
@@ -125,9 +127,15 @@ class GeneratorRecipeConfig(RecipeConfig):
     """Fraction of inputs that are the generator's own output plus noise, at the levels
     used at inference, instead of the noised scene. Set ``weight_below`` to 1, because a
     flow divides their errors by the level."""
-    velocity_captions: int = 0
-    """Number of captions per step from which the generator learns to choose a velocity
-    (``GeneratorConfig.velocities``)."""
+    course_captions: int = 0
+    """Number of captions per step from which the generator learns to choose a course
+    (``GeneratorConfig.courses``)."""
+    rewards: tuple[tuple[str, float], ...] = ()
+    """Rewards of one clip's decoded prediction, by name and weight. The mean squared
+    error of latents is hardly sensitive to fine detail such as the edges of small
+    objects."""
+    decoded: tuple[int, int] = (32, 32)
+    """Number of rows and columns of latents that are decoded for ``rewards``."""
     pixel_power: float = 0.0
     """How strongly latent channels are weighted by their effect in the decoder: the
     exponent of their share of the mean square over pixels, so that 0 weights all
@@ -139,8 +147,10 @@ class GeneratorRecipeConfig(RecipeConfig):
             raise ConfigError(f"{self.profile.name} has no generator to train")
         if (generator.text_dim, generator.text_len) != (self.words.dim, self.words.text_len):
             raise ConfigError("the prompt encoder's embeddings do not match those of the generator")
-        if self.velocity_captions and not generator.velocities:
-            raise ConfigError(f"{self.profile.name} has no velocities to choose among")
+        if self.course_captions and not generator.courses:
+            raise ConfigError(f"{self.profile.name} has no courses to choose from")
+        for name, _ in self.rewards:
+            load_reward(name)
         chunk = generator.chunk_latents
         for length in self.lengths:
             if length.anywhere and length.latents > chunk and length.latents % chunk:
@@ -230,29 +240,55 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
             pure = normal(clean, rng)
             start = pure - flow_of(pure, torch.ones_like(level))
         target = target + (1 / over.clamp_min(LEAST_LEVEL) - 1) * (start - clean)
-    flow = flow_of(noised(start, noise, level), level)
+    noisy = noised(start, noise, level)
+    flow = flow_of(noisy, level)
     weight = (over / over.clamp_min(config.weight_below)).square()
     weight = weight * (1 + (config.thing_weight - 1) * _urgency(config, cover.to(weight))[:, None])
     if config.pixel_power:
         weight = weight * roles.get_buffer(CHANNEL_WEIGHT).view(-1, 1, 1, 1)
     losses = {"flow": (weight * (flow - target).square()).mean()}
-    if config.velocity_captions:
-        losses["velocity"] = _VELOCITY_WEIGHT * _velocity_error(config, roles, rng)
+    if config.rewards:
+        one = int(torch.randint(count, (1,), generator=rng))
+        drawn = (noisy - over * flow)[one : one + 1]
+        rows, columns = part_of(config, cover[one], rng)
+        frames = roles.decode(drawn[..., rows, columns])
+        truth = roles.decode(clean[one : one + 1, ..., rows, columns])
+        for name, score in reward_of(frames, truth, config.rewards).items():
+            losses[f"reward_{name}"] = -score
+    if config.course_captions:
+        losses["course"] = _COURSE_WEIGHT * _course_error(config, roles, rng)
     return losses
 
 
-def _velocity_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: torch.Generator) -> Tensor:
-    """Return the cross-entropy of the velocities that the generator chooses for
-    captions of other scenes."""
+def part_of(config: GeneratorRecipeConfig, cover: Tensor, rng: torch.Generator) -> tuple[slice, slice]:
+    """Return the rows and columns of a random part of a clip's latents, half of the
+    time centred on the thing."""
+    whole = cover.shape[1:]
+    cells = cover.any(dim=0).nonzero()
+    if not len(cells) or uniform(1, 0, 1, rng).item() < 0.5:
+        cells = torch.ones(whole).nonzero()
+    middle = cells[torch.randint(len(cells), (1,), generator=rng)][0].tolist()
+    part: list[slice] = []
+    for at, most, side in zip(middle, config.decoded, whole, strict=True):
+        first = min(max(0, at - most // 2), max(0, side - most))
+        part.append(slice(first, first + most))
+    return part[0], part[1]
+
+
+def _course_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: torch.Generator) -> Tensor:
+    """Return the cross-entropy of the courses that the generator chooses for captions
+    of other scenes."""
     generator, seed = roles.generator, config.loop.seed
     draws = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
-    numbers = [int(number) for number in draws.integers(SCENES_A_SEED, size=config.velocity_captions)]
+    numbers = [int(number) for number in draws.integers(SCENES_A_SEED, size=config.course_captions)]
     context = roles.context(tuple(scene_caption(seed, number, draws) for number in numbers))
-    chosen = generator.velocity_logits(generator.embed_context(context, batch=len(numbers)))
+    chosen = generator.course_logits(generator.embed_context(context, batch=len(numbers)))
     rows = config.size[0] / LATENT_PX / generator.config.patch[1]
-    unit = rows * FRAMES_PER_LATENT / GENERATED_FPS
-    moves = chosen.new_tensor([scene_velocity(seed, number) for number in numbers]) * unit
-    wanted = torch.cdist(moves, moves.new_tensor(generator.config.velocities)).argmin(dim=1)
+    a_latent = FRAMES_PER_LATENT / GENERATED_FPS
+    units = chosen.new_tensor([rows * a_latent, rows * a_latent, rows, a_latent])
+    moves = chosen.new_tensor([scene_course(seed, number) for number in numbers]) * units
+    courses = [(each.down, each.right, each.hop, each.rate) for each in generator.config.courses]
+    wanted = torch.cdist(moves, moves.new_tensor(courses)).argmin(dim=1)
     return F.cross_entropy(chosen.float(), wanted)
 
 
@@ -361,7 +397,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         own_share=0.5,
         refine_share=0.0,
         pixel_power=0.75,
-        velocity_captions=16,
+        course_captions=16,
     )
 
 

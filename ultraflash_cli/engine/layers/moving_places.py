@@ -1,0 +1,145 @@
+"""Position embeddings in frames of reference that move, and a clock."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Course", "MovingPlaces", "PlacesAndTime"]
+
+MEMBERS = 3
+"""Objects of a group whose hops and swings are told apart."""
+
+_WAVES = 12
+"""Wavelengths that a coordinate is encoded in, by sine and cosine."""
+
+_LONGEST, _SHORTEST = 64.0, 1.0
+"""The first and the last of them, in tokens."""
+
+_BESIDE = 18.0
+"""Tokens beyond the picture where coordinates end."""
+
+_HARMONICS = 2
+"""Of the rate at which objects swing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a frame of reference moves, and what swings in it.
+
+    The ``m``-th object of a group is ``down * t - hop * |sin(rate * t + phases[m])|``
+    tokens below and ``right * t`` tokens to the right of its position, at latent frame
+    ``t``.
+    """
+
+    down: float = 0.0
+    """Velocity in tokens per latent frame."""
+    right: float = 0.0
+    """Velocity in tokens per latent frame."""
+    hop: float = 0.0
+    """Height of hops in tokens."""
+    rate: float = 0.0
+    """Angular frequency of hops and wing beats, in radians per latent frame; 0: nothing
+    swings."""
+    phases: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Angle at latent frame 0 of each object of a group, in radians."""
+
+
+class PlacesAndTime(NamedTuple):
+    """What ``MovingPlaces`` adds to a network's inputs."""
+
+    places: Tensor
+    """To the tokens: ``[B, frames, rows, columns, dim]``."""
+    time: Tensor
+    """To the timestep embedding: ``[B, frames, dim]``."""
+
+
+class MovingPlaces(nn.Module):
+    """Position embeddings in a frame of reference that moves along a course chosen by
+    the prompt, and a clock."""
+
+    def __init__(
+        self,
+        dim: int,
+        grid: tuple[int, int],
+        courses: tuple[Course, ...],
+        taught_frames: int,
+    ) -> None:
+        super().__init__()
+        self.grid, self.courses, self.taught_frames = grid, courses, taught_frames
+        self.choice = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(courses))
+        )
+        self.rows = nn.Linear(MEMBERS * 2 * _WAVES, dim, bias=False)
+        self.columns = nn.Linear(2 * _WAVES, dim, bias=False)
+        self.clock, self.modulation = (
+            nn.Linear(2 * (taught_frames - 1), dim, bias=False) for _ in range(2)
+        )
+        self.swing, self.swing_modulation = (
+            nn.Linear(MEMBERS * 2 * _HARMONICS, dim, bias=False) for _ in range(2)
+        )
+
+    def forward(self, text: Tensor, frames: int, position: int | Tensor) -> PlacesAndTime:
+        """Return embeddings of the positions and times of a chunk.
+
+        Args:
+            text: The pooled prompt, ``[B, dim]``.
+            frames: Latent frames of the chunk.
+            position: Number of the first of them in the stream.
+        """
+        share = self.choice(text).float().softmax(dim=-1)
+        time = torch.arange(frames, device=text.device) + position
+        time = time.clamp(max=self.taught_frames - 1).float()
+        down, right, hop, rate = (
+            time.new_tensor([getattr(course, name) for course in self.courses])
+            for name in ("down", "right", "hop", "rate")
+        )
+        phases = time.new_tensor([course.phases for course in self.courses])
+
+        # [course, frame, member], [course, frame, member, sines and cosines]
+        angle = rate[:, None, None] * time[:, None] + phases[:, None]
+        swings = (rate[:, None, None, None] != 0) * _waves(angle, _counts(_HARMONICS, time))
+        below = (down[:, None] * time).unsqueeze(2) - hop[:, None, None] * angle.sin().abs()
+        aside = right[:, None] * time
+
+        row_waves = _mixed(share, self._along(self.grid[0], below).movedim(2, 3).flatten(3))
+        column_waves = _mixed(share, self._along(self.grid[1], aside))
+        beats = _waves(
+            time, _counts(self.taught_frames - 1, time) * (math.pi / self.taught_frames)
+        )
+        beats, swing = beats.to(text.dtype), _mixed(share, swings.flatten(2)).to(text.dtype)
+        rows, columns = (
+            self.rows(row_waves.to(text.dtype)),
+            self.columns(column_waves.to(text.dtype)),
+        )
+        moment = self.clock(beats) + self.swing(swing)
+        return PlacesAndTime(
+            rows.unsqueeze(3) + columns.unsqueeze(2) + moment[:, :, None, None],
+            self.modulation(beats) + self.swing_modulation(swing),
+        )
+
+    @staticmethod
+    def _along(size: int, moved: Tensor) -> Tensor:
+        """Return the waves of one axis for displacements of any shape,
+        ``[..., size, 2 * waves]``."""
+        falling = torch.linspace(0, 1, _WAVES, device=moved.device)
+        wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
+        at = torch.arange(size, device=moved.device) - moved.unsqueeze(-1)
+        return _waves(at.clamp(-_BESIDE, size + _BESIDE), wave_numbers)
+
+
+def _counts(last: int, like: Tensor) -> Tensor:
+    return torch.arange(1, last + 1, device=like.device)
+
+
+def _mixed(share: Tensor, of_courses: Tensor) -> Tensor:
+    """Return the mean over the first dimension, weighted by ``share [B, courses]``."""
+    return torch.einsum("bk,k...->b...", share, of_courses)
+
+
+def _waves(at: Tensor, wave_numbers: Tensor) -> Tensor:
+    """Return sines and cosines of coordinates, in a new last dimension."""
+    phase = at.unsqueeze(-1) * wave_numbers
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)
