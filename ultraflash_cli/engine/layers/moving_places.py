@@ -10,24 +10,24 @@ from torch import Tensor, nn
 __all__ = ["Course", "MovingPlaces", "PlacesAndTime"]
 
 MEMBERS = 3
-"""Objects of a group whose hops and swings are told apart."""
+"""Number of objects in a group that have hops and swings of their own."""
 
 _WAVES = 12
-"""Wavelengths that a coordinate is encoded in, by sine and cosine."""
+"""Number of wavelengths of sines and cosines that encode a coordinate."""
 
 _LONGEST, _SHORTEST = 64.0, 1.0
-"""The first and the last of them, in tokens."""
+"""The longest and the shortest wavelength, in tokens."""
 
 _BESIDE = 18.0
-"""Tokens beyond the picture where coordinates end."""
+"""Distance from the picture, in tokens, at which coordinates are clamped."""
 
 _HARMONICS = 2
-"""Of the rate at which objects swing."""
+"""Number of harmonics of an object's swing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How a frame of reference moves, and what swings in it.
+    """Motion of a frame of reference, and of what swings in it.
 
     The ``m``-th object of a group is ``down * t - hop * |sin(rate * t + phases[m])|``
     tokens below and ``right * t`` tokens to the right of its position, at latent frame
@@ -41,24 +41,24 @@ class Course:
     hop: float = 0.0
     """Height of hops in tokens."""
     rate: float = 0.0
-    """Angular frequency of hops and wing beats, in radians per latent frame; 0: nothing
-    swings."""
+    """Angular frequency of hops and wing beats, in radians per latent frame; 0 if
+    nothing swings."""
     phases: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Angle at latent frame 0 of each object of a group, in radians."""
+    """Phase of each object of a group at latent frame 0, in radians."""
 
 
 class PlacesAndTime(NamedTuple):
-    """What ``MovingPlaces`` adds to a network's inputs."""
+    """Embeddings that ``MovingPlaces`` adds to the inputs of a network."""
 
     places: Tensor
-    """To the tokens: ``[B, frames, rows, columns, dim]``."""
+    """Added to the tokens: ``[B, frames, rows, columns, dim]``."""
     time: Tensor
-    """To the timestep embedding: ``[B, frames, dim]``."""
+    """Added to the timestep embedding: ``[B, frames, dim]``."""
 
 
 class MovingPlaces(nn.Module):
-    """Position embeddings in a frame of reference that moves along a course chosen by
-    the prompt, and a clock."""
+    """Position embeddings in a frame of reference whose course the prompt chooses, and a
+    clock."""
 
     def __init__(
         self,
@@ -82,12 +82,12 @@ class MovingPlaces(nn.Module):
         )
 
     def forward(self, text: Tensor, frames: int, position: int | Tensor) -> PlacesAndTime:
-        """Return embeddings of the positions and times of a chunk.
+        """Return the embeddings of a chunk's positions and times.
 
         Args:
             text: The pooled prompt, ``[B, dim]``.
             frames: Latent frames of the chunk.
-            position: Number of the first of them in the stream.
+            position: Index in the stream of the chunk's first latent frame.
         """
         share = self.choice(text).float().softmax(dim=-1)
         time = torch.arange(frames, device=text.device) + position
@@ -122,7 +122,7 @@ class MovingPlaces(nn.Module):
 
     @staticmethod
     def _along(size: int, moved: Tensor) -> Tensor:
-        """Return the waves of one axis for displacements of any shape,
+        """Return the sines and cosines of one axis for displacements of any shape,
         ``[..., size, 2 * waves]``."""
         falling = torch.linspace(0, 1, _WAVES, device=moved.device)
         wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
@@ -140,6 +140,6 @@ def _mixed(share: Tensor, of_courses: Tensor) -> Tensor:
 
 
 def _waves(at: Tensor, wave_numbers: Tensor) -> Tensor:
-    """Return sines and cosines of coordinates, in a new last dimension."""
+    """Return the sines and cosines of coordinates, in a new last dimension."""
     phase = at.unsqueeze(-1) * wave_numbers
     return torch.cat([phase.sin(), phase.cos()], dim=-1)

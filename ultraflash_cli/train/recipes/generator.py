@@ -196,7 +196,7 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
 
 def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the losses: the error of the flow, with a separate noise level for each
-    chunk, and that of the chosen velocity."""
+    chunk, and that of the chosen course."""
     shown, captions, start_frame, cover = batch
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
