@@ -57,8 +57,8 @@ class PlacesAndTime(NamedTuple):
 
 
 class MovingPlaces(nn.Module):
-    """Position embeddings in a frame of reference whose course the prompt chooses, and a
-    clock."""
+    """Position embeddings in a frame of reference whose course the prompt chooses,
+    and a clock."""
 
     def __init__(
         self,
