@@ -4,9 +4,12 @@ import re
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+
+from ultraflash_cli.engine.vocabulary import FUNCTION_WORDS, LAYOUT_WORDS, SCENE_WORDS
 from ultraflash_cli.train.scenes import Colour, Kind, Motion, Place, Scene, Thing, Time, Weather
 
-__all__ = ["LONGEST_CAPTION", "Usual", "caption"]
+__all__ = ["LONGEST_CAPTION", "Usual", "caption", "scrambled"]
 
 _TIME_WORDS: dict[Time, tuple[str, ...]] = {
     "morning": ("in the morning", "at sunrise", "at dawn", "in the early morning", "at daybreak"),
@@ -117,6 +120,9 @@ _SAID_CLEAR, _SAID_ASIDE, _SAID_UP = 0.25, 0.80, 0.95
 _SILENT_USUAL = 0.4
 """Fraction of captions that leave out the obvious."""
 
+_KEPT, _ADDED = 0.8, 4
+"""Share of function words that scrambling keeps, and the most it adds."""
+
 LONGEST_CAPTION = 22
 """Maximum number of words in a caption, as the built-in prompt encoder counts them; it
 reads a few more."""
@@ -183,6 +189,26 @@ def caption(scene: Scene, wording: int = 0, *, usual: Usual | None = None) -> st
     while len(_WORD.findall(said := _say(scene, silences, rng))) > LONGEST_CAPTION:
         pass
     return said
+
+
+def scrambled(words: str, rng: np.random.Generator) -> str:
+    """Return a caption with its words in a different order and some function words missing or added.
+
+    Users word prompts as no caption does, but the words that count are the same. Layout words stay at the end, and a
+    caption with two directions ("from left to right") is returned unchanged.
+    """
+    layout = {word for group in LAYOUT_WORDS for word in group}
+    said = [word for word in words.split() if word not in layout]
+    if {"left", "right"} <= set(said):
+        return words
+    function_words = sorted(FUNCTION_WORDS & set(SCENE_WORDS))
+    kept = [word for word in said if word not in FUNCTION_WORDS or rng.random() < _KEPT]
+    for _ in range(int(rng.integers(_ADDED + 1))):
+        kept.insert(int(rng.integers(len(kept) + 1)), function_words[rng.integers(len(function_words))])
+    start = int(rng.integers(len(kept) + 1))
+    turned = kept[start:] + kept[:start]
+    mixed = [turned[i] for i in rng.permutation(len(turned))] if rng.random() < 0.5 else turned
+    return " ".join([*mixed, *(word for word in words.split() if word in layout)])
 
 
 def _say(scene: Scene, silences: _Silences, rng: Random) -> str:

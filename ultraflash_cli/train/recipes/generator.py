@@ -20,6 +20,7 @@ from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LAT
 from ultraflash_cli.engine.stages.generator import LEAST_LEVEL, Generator
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.captions import scrambled
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, draw_levels, noised, normal, uniform
 from ultraflash_cli.train.latents import (
@@ -61,6 +62,10 @@ stream, which takes a while."""
 
 _COURSE_WEIGHT = 0.01
 """Weight of the course loss relative to that of the flow."""
+
+_SCRAMBLED = 0.7
+"""Share of the captions for the choice of courses that are scrambled, so that prompts of any wording choose
+correctly."""
 
 _ALIKE = 2
 """Number of consecutive batches whose clips have the same length, so that two processes
@@ -281,7 +286,9 @@ def _course_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: torch
     generator, seed = roles.generator, config.loop.seed
     draws = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
     numbers = [int(number) for number in draws.integers(SCENES_A_SEED, size=config.course_captions)]
-    context = roles.context(tuple(scene_caption(seed, number, draws) for number in numbers))
+    captions = [scene_caption(seed, number, draws) for number in numbers]
+    captions = [scrambled(each, draws) if draws.random() < _SCRAMBLED else each for each in captions]
+    context = roles.context(tuple(captions))
     chosen = generator.course_logits(generator.embed_context(context, batch=len(numbers)))
     rows = config.size[0] / LATENT_PX / generator.config.patch[1]
     a_latent = FRAMES_PER_LATENT / GENERATED_FPS
