@@ -193,14 +193,16 @@ class SrDitHead(DitHead):
 class SrDit(Dit):
     """Computes clean latents from noise and upsampled latents, group by group, in one
     step. Tokens stay in block order from the patches to the head, including padding if
-    there are no kernels.
+    there are no kernels. ``by_lists`` determines how blocks are selected, see
+    ``SparseLayout.of``.
     """
 
     TAKES_EMBEDDED: ClassVar[bool] = True
 
-    def __init__(self, config: SrDitConfig) -> None:
+    def __init__(self, config: SrDitConfig, *, by_lists: bool | None = None) -> None:
         super().__init__(config, 2 * config.latent_channels)
         self.config = config
+        self._by_lists = by_lists
         self.paired_caches = False
         """Whether caches have a second pair of buffers to avoid copies, only on a
         GPU."""
@@ -350,6 +352,7 @@ class SrDit(Dit):
             device=weight.device,
             mask_dtype=getattr(torch, config.mask_dtype),
             reuse_cache=reuse_caches,
+            by_lists=self._by_lists,
             fp8=self.fp8,
         )
 
