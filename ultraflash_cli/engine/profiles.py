@@ -127,7 +127,9 @@ LITE = Profile(
         negative_slope=0.1,
         linear_trunk=True,
     ),
-    upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
+    upsampler=LatentUpsamplerConfig(
+        width=48, blocks=2, negative_slope=0.1, padding="replicate"
+    ),
     sr_dit=_LITE_SR_DIT,
     decoder=DecoderConfig(
         stages=(

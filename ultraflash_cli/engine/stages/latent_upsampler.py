@@ -2,6 +2,7 @@
 latents, x2 or x3."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ class LatentUpsamplerConfig:
     """The memory before the first frame."""
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
+    padding: Literal["zeros", "replicate"] = "zeros"
+    """Padding of the first and the last convolution. With zeros, a small network lets
+    colours fade in the outermost latents."""
 
     def __post_init__(self) -> None:
         if self.scale not in (2, 3):
@@ -55,7 +59,13 @@ class LatentUpsampler(nn.Module):
         self.config = config
         width, slope = config.width, config.negative_slope
         self.pre_shuffle = nn.Sequential(
-            nn.Conv2d(config.latent_channels, width * config.scale**2, 3, padding=1),
+            nn.Conv2d(
+                config.latent_channels,
+                width * config.scale**2,
+                3,
+                padding=1,
+                padding_mode=config.padding,
+            ),
             nn.PixelShuffle(config.scale),
             activation(slope),
         )
@@ -65,7 +75,9 @@ class LatentUpsampler(nn.Module):
                 for _ in range(config.blocks)
             )
         )
-        self.final = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+        self.final = nn.Conv2d(
+            width, config.latent_channels, 3, padding=1, padding_mode=config.padding
+        )
 
     def upsample(
         self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
