@@ -119,7 +119,7 @@ def test_a_state_of_another_stream_is_refused() -> None:
     opened = stream()
     opened.step(frames(3))
     saved = opened.save()
-    with pytest.raises(UsageError, match="another detail, seed"):
+    with pytest.raises(UsageError, match="a different detail, seed"):
         stream(state=saved, detail=0.5, seed=3)
     for wrong in (b"", b"nonsense" * 9, saved[:-7]):
         with pytest.raises(UsageError, match=r"not returned by FrameStream\.save"):

@@ -142,7 +142,10 @@ def test_frames_of_the_model_come_in_any_order_with_their_properties(stand_in: A
 
 def test_what_a_stream_refuses_is_an_error_of_vapoursynth(stand_in: Any) -> None:
     clip = pretended.node(noise(3))
-    wrong: list[tuple[dict[str, Any], str]] = [({"model": "best"}, "unknown model"), ({"seed": -1}, "seed is 0")]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"model": "best"}, "unknown model"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ]
     for options, message in [*wrong, ({"scale": 0}, "0x")]:
         values: dict[str, Any] = TINY | options
         with pytest.raises(stand_in.Error, match=f"ultraflash: .*{message}"):

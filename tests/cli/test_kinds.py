@@ -253,7 +253,7 @@ def test_a_picture_of_4k_is_refused_or_reduced_by_a_flag(
     made(f"-f lavfi -i color=gray:size=3840x2160:rate=25:duration=0.04 {X264}")(source, material)
     assert upscale(source, "--res", "2k", "--dry-run") == 2
     assert "--downscale" in capsys.readouterr().err
-    assert upscale(source, "--res", "2k", "--downscale", "--dry-run") == 0
+    assert upscale(source, "--res", "2k", "--downscale", "--max-memory", "40gb", "--dry-run") == 0
 
 
 REAL = "r{:02d}_*"
