@@ -103,8 +103,8 @@ class Console:
     def configure(self, options: GlobalOptions, *, named: Iterable[Path] | None = ()) -> None:
         """Apply further global options; raises OutputError when the log file cannot be written.
 
-        `named` are the files that the command names, none of which may be the log
-        (UsageError); while they are unknown (None), the log is not opened.
+        `named` are the files that the command names; the log may not be one of them
+        (UsageError). While they are unknown (None), the log is not opened.
         """
         self.options = self.options.merged(options)
         if named is None:

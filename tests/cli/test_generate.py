@@ -301,6 +301,12 @@ def test_a_fresh_installation_makes_a_clip_with_no_flag(
     [
         ("tiny-lite", "kv", "kv saves nothing with --res 480p, where no SR transformer runs; remove kv"),
         ("lite", "steps", "steps saves nothing with lite, which takes one denoising step; remove steps"),
+        ("lite", "refresh,kv", "kv saves nothing with --res 480p, where no SR transformer runs; remove kv"),
+        (
+            "lite",
+            "refresh",
+            "refresh saves no time with lite, whose context passes cost less than the check; remove refresh",
+        ),
     ],
 )
 def test_a_cache_rule_that_saves_nothing_is_refused_in_one_line(

@@ -134,7 +134,7 @@ def random_shard(folder: Path) -> Path:
 def test_the_published_chain_trains_on_shards_at_a_tiny_size(tmp_path: Path) -> None:
     """Flow matching from a text-to-video transformer, distillation, preference: with
     prompt embeddings, recomputed activations, frozen networks in bfloat16, partial
-    decoding, and six groups of which the last ones are learned."""
+    decoding, and six groups whose last ones are trained on."""
     from safetensors.torch import save_file
 
     shards = random_shard(tmp_path / "shards")

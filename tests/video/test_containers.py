@@ -1,4 +1,4 @@
-"""What a container is said to hold, and what FFmpeg writes into it."""
+"""The codecs listed for each container are those that FFmpeg can write into it."""
 
 from fractions import Fraction
 from pathlib import Path

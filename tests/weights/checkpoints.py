@@ -64,8 +64,8 @@ def saved(content: object) -> bytes:
 
 @cache
 def tiny_decoder() -> dict[str, Tensor]:
-    """Return full-size weights in float16; one time growth has too many rows, of which
-    only the last ones are used."""
+    """Return full-size weights in float16; one time growth has too many rows; only
+    the last ones are used."""
     tensors = {name: _values(name, shape, torch.float16) for name, shape in expected_shapes("tiny_decoder").items()}
     rows = tensors["decoder.7.conv.weight"]
     tensors["decoder.7.conv.weight"] = torch.cat([torch.zeros_like(rows), rows])

@@ -1,4 +1,3 @@
-"""The commands, each of which turns options into a job, runs it and shows the
-report."""
+"""The commands. Each one turns options into a job, runs it and shows the report."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Captions of scenes: many wordings of each, some of which leave out what is usual."""
+"""Captions of scenes in many wordings; some leave out attributes that are the default."""
 
 import re
 from dataclasses import dataclass

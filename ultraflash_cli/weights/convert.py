@@ -59,7 +59,7 @@ class WrapperRules:
     replace: tuple[tuple[str, str], ...] = ()
     """Replacements of name segments."""
     last_rows: tuple[str, ...] = ()
-    """Tensors that may have a multiple of the expected rows, of which the last ones are
+    """Tensors that may have a multiple of the expected rows; only the last rows are
     used."""
 
 

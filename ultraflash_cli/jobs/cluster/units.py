@@ -237,8 +237,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete one of our folders with its contents, some of which another process may
-    have deleted already. Raises OSError.
+    """Delete one of our folders and its contents, even if another process has already
+    deleted some of them. Raises OSError.
 
     A symlink is only unlinked.
     """

@@ -92,7 +92,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         if span is not None:
             self.first_frame, self.total_frames = span.first, span.end
         self._spools = job.pipe is not None and job.temp is not None and bool(prepared.streams.copied)
-        """Whether the input is a pipe of which more than the picture is needed."""
+        """Whether the input is a pipe that must supply more than the picture."""
         self.can_retry = job.pipe is None or self._spools
         self._head = file_head(prepared.info.source)
 
