@@ -1,6 +1,7 @@
 """The `ultraflash` command: its subcommands, and the only place where errors are caught and shown."""
 
 import errno
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.jobs.running.stop import ending_on_signals
 from ultraflash_cli.options import with_console
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries, wait_passively
-from ultraflash_cli.spellings import modern
+from ultraflash_cli.spellings import meant, modern
 from ultraflash_cli.streams import hold_standard_descriptors
 
 __all__ = ["HELP_WIDTH", "app", "main"]
@@ -144,5 +145,8 @@ def _usage_failure(console: Console, error: typer.TyperException) -> int:
     context: Any = getattr(error, "ctx", None)
     if context is not None and context.info_name == "generate" and "unexpected extra argument" in message:
         message += "; put a prompt of several words in quotes"
+    # The parser keeps an unknown value and the known ones in its message only.
+    if choice := re.search(r": '(.*)' is not one of (.+)$", message):
+        message += meant(choice[1], re.findall("'([^']+)'", choice[2]))
     hint = "" if message.endswith("?") else "; see --help"
     return console.failure(error, message=f"{message}{hint}", exit_code=error.exit_code)

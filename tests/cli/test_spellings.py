@@ -64,6 +64,32 @@ def test_cache_rules_are_read_in_any_case(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
+    ("option", "typed", "name"),
+    [
+        ("--codec", "h265", "hevc"),
+        ("--codec", "x265", "hevc"),
+        ("--codec", "H.265", "hevc"),
+        ("--codec", "x264", "h264"),
+        ("--codec", "h.264", "h264"),
+        ("--codec", "AVC", "h264"),
+        ("--codec", "libsvtav1", "av1"),
+        ("--model", "ultra-flash", "ultraflash"),
+        ("--grain", "kept", "keep"),
+    ],
+)
+def test_a_value_by_another_name_is_answered_with_ours(
+    option: str, typed: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["upscale", "a.mp4", option, typed]) == 2
+    assert capsys.readouterr().err.endswith(f"; did you mean {name}?\n")
+
+
+def test_a_value_like_no_other_gets_the_list_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", "a.mp4", "--codec", "zzz"]) == 2
+    assert capsys.readouterr().err.endswith("'y4m'; see --help\n")
+
+
+@pytest.mark.parametrize(
     ("typed", "answer"),
     [
         (["upscal", "a.mp4"], "No such command 'upscal'. Did you mean 'upscale'?"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.flags import Flag
 from ultraflash_cli.host import parse_memory
+from ultraflash_cli.spellings import meant
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.serving.show import Show
@@ -50,6 +51,10 @@ def as_pairs(options: list[str] | None) -> tuple[tuple[str, str], ...]:
     return tuple((key, value) for key, _, value in pairs)
 
 
+def _unknown(option: str, value: str, known: tuple[str, ...]) -> ConfigError:
+    return ConfigError(f"{option} must be one of {', '.join(known)}, got {value!r}{meant(value, known)}")
+
+
 class _Options:
     """End of the chain of checks."""
 
@@ -75,7 +80,7 @@ class ModelName(_Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model not in (*MODELS, *_TRIAL_MODELS):
-            raise ConfigError(f"--model must be one of {', '.join(MODELS)}, got {self.model!r}")
+            raise _unknown("--model", self.model, MODELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ class ModelOptions(ModelName):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoder not in DECODERS:
-            raise ConfigError(f"--decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
+            raise _unknown("--decoder", self.decoder, DECODERS)
         if self.seed < 0:
             raise ConfigError(f"--seed must be at least 0, got {self.seed}")
 
@@ -130,7 +135,7 @@ class EncodingOptions(_Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.codec not in CODECS:
-            raise ConfigError(f"--codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
+            raise _unknown("--codec", self.codec, CODECS)
         if self.crf is not None and not 0 <= self.crf <= 63:
             raise ConfigError(f"--crf must be between 0 and 63, got {self.crf}")
 
