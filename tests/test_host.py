@@ -13,6 +13,7 @@ from ultraflash_cli.host import (
     keep_scheduling,
     peak_rss_bytes,
     running_threads,
+    shortage,
     usable_cores,
 )
 
@@ -98,6 +99,20 @@ def test_a_container_s_share_of_processor_time_bounds_the_threads(
 
 def test_free_space_is_reported_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "said"),
+    [
+        (120_400_000, 900_000_000, "120 MB free, about 900 MB are needed"),
+        (399_600_000, 400_000_000, "399.6 MB free, about 400.0 MB are needed"),
+        (20_480, 61_300, "20 kB free, about 61 kB are needed"),
+        (0, 512, "0 bytes free, about 512 bytes are needed"),
+        (9_800_000_000, 31_000_000_000, "10 GB free, about 31 GB are needed"),
+    ],
+)
+def test_free_and_needed_space_are_told_apart(free: int, needed: int, said: str) -> None:
+    assert shortage(free, needed) == said
 
 
 def test_the_allocator_is_set_where_it_is_glibcs_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "peak_rss_bytes",
     "resident_bytes",
     "running_threads",
+    "shortage",
     "usable_cores",
 ]
 
@@ -220,6 +221,16 @@ def check_address_space() -> None:
 def free_bytes(folder: Path) -> int:
     """Return the free space of the file system under `folder`, or under the nearest ancestor that exists."""
     return shutil.disk_usage(_existing(folder)).free
+
+
+def shortage(free: int, needed: int) -> str:
+    """Describe a lack of disk space in a unit, and with the decimals, in which the two
+    numbers of bytes differ."""
+    size, unit = next(
+        (each for each in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if needed >= 10 * each[0]), (1, "bytes")
+    )
+    digits = next(each for each in range(10) if f"{free / size:.{each}f}" != f"{needed / size:.{each}f}")
+    return f"{free / size:.{digits}f} {unit} free, about {needed / size:.{digits}f} {unit} are needed"
 
 
 def is_virtual(folder: Path) -> bool:

@@ -111,6 +111,29 @@ def test_a_place_without_room_for_files_is_named(
     assert "cannot write in /proc: files cannot be created there; choose another location" in capsys.readouterr().err
 
 
+def test_a_file_in_place_of_the_folder_for_temporary_files_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.touch()
+    output = ["-o", str(tmp_path / "out.mp4")]
+    for command in (["upscale", str(make_clip(tmp_path / "a.mp4"))], ["generate", "a lake"]):
+        for temp in (file, file / "below"):
+            assert main([*command, *output, "--temp-dir", str(temp)]) == 7
+            says = f"--temp-dir {temp}: {file} is a file, expected a folder; choose another folder with --temp-dir"
+            assert capsys.readouterr().err == f"error: {says}\n"
+
+
+def test_a_full_disk_of_temporary_files_is_named_with_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultraflash_cli.jobs.planning.target.free_bytes", lambda folder: 100)
+    source = str(make_clip(tmp_path / "a.mp4"))
+    assert main(["upscale", source, "--temp-dir", str(tmp_path)]) == 7
+    said = capsys.readouterr().err
+    assert "has 0 kB free, about" in said and "choose another location with --temp-dir" in said
+
+
 # False claims in headers
 
 

@@ -14,10 +14,10 @@ from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.options import GenerationOptions, SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name
 from ultraflash_cli.jobs.planning.target import (
-    check_folder,
     check_made_names,
     check_space,
     check_target,
+    check_temp,
     encoded_bytes,
     followed,
     link_notes,
@@ -185,10 +185,10 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
     """
     check_address_space()
     named = followed(job.output) if job.output is not None else None
+    if to_write:
+        check_temp(job.temp)
     if to_write and named is not None:
         _check_target(named, job)
-    if to_write and job.temp is not None:
-        check_folder(job.temp / "journal")
 
     from ultraflash_cli.video.containers import plan_alone
     from ultraflash_cli.video.encode import check_encoder
@@ -285,7 +285,7 @@ def _check_space(output: Path, job: GenerateJob, specs: "Sequence[EncodeSpec]", 
     if job.temp is None:
         check_space(output.parent, 2 * encoded - used_bytes(work_folder(output)))
     else:
-        check_space(job.temp, encoded - used_bytes(temp_work_folder(output, job.temp)))
+        check_space(job.temp, encoded - used_bytes(temp_work_folder(output, job.temp)), option="--temp-dir")
         check_space(output.parent, encoded)
 
 

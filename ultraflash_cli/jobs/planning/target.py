@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import OutputError, UsageError
-from ultraflash_cli.host import free_bytes, is_virtual
+from ultraflash_cli.host import free_bytes, is_virtual, shortage
 from ultraflash_cli.jobs.resume.entries import moved_files
 from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
 from ultraflash_cli.jobs.resume.work_folder import private_folder, work_folder
@@ -20,6 +20,7 @@ __all__ = [
     "check_made_names",
     "check_space",
     "check_target",
+    "check_temp",
     "encoded_bytes",
     "existing_files",
     "exists_error",
@@ -209,25 +210,41 @@ def used_bytes(*folders: Path) -> int:
     return sum(map(size_bytes, set(folders)))
 
 
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raise OutputError if the disk of `folder` has less than `needed_bytes` free."""
+def check_space(folder: Path, needed_bytes: int, *, option: str = "-o") -> None:
+    """Raise OutputError if the disk of `folder` has less than `needed_bytes` free;
+    `option` chooses another folder."""
     if is_virtual(folder):
-        raise OutputError(f"cannot write in {folder}: files cannot be created there; choose another location with -o")
+        raise OutputError(
+            f"cannot write in {folder}: files cannot be created there; choose another location with {option}"
+        )
     free = free_bytes(folder)
     if free < needed_bytes:
+        where = f" with {option}" if option != "-o" else ""
         raise OutputError(
-            f"disk full: {folder} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed; "
-            "free some space or choose another location"
+            f"disk full: {folder} has {shortage(free, needed_bytes)}; free some space or choose another location{where}"
         )
 
 
 def check_folder(output: Path) -> None:
     """Raise OutputError if the folder of `output`, which may not exist yet, is not
     writable."""
-    for parent in output.parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise OutputError(f"cannot write {output}: {parent} is a file, expected a folder")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise OutputError(f"cannot write {output}: no permission to write in {parent}")
-            return
+    if obstacle := _obstacle(output.parent):
+        raise OutputError(f"cannot write {output}: {obstacle}")
+
+
+def check_temp(temp: Path | None) -> None:
+    """Raise OutputError if the folder of `--temp-dir`, which may not exist yet, is not
+    a writable one."""
+    if temp is not None and (obstacle := _obstacle(temp)):
+        raise OutputError(f"--temp-dir {temp}: {obstacle}; choose another folder with --temp-dir")
+
+
+def _obstacle(folder: Path) -> str | None:
+    """Return why files cannot be created in a folder that may not exist yet; None if
+    they can."""
+    for each in (folder, *folder.parents):
+        if each.exists():
+            if not each.is_dir():
+                return f"{each} is a file, expected a folder"
+            return None if os.access(each, os.W_OK | os.X_OK) else f"no permission to write in {each}"
+    return None

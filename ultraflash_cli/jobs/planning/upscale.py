@@ -26,10 +26,10 @@ from ultraflash_cli.jobs.planning.options import SharedSettings, UpscalingOption
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, made_name
 from ultraflash_cli.jobs.planning.restoring import check_restoring, reading_of, shape_warning, with_shape
 from ultraflash_cli.jobs.planning.target import (
-    check_folder,
     check_made_names,
     check_space,
     check_target,
+    check_temp,
     encoded_bytes,
     followed,
     link_notes,
@@ -169,10 +169,10 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     check_address_space()
     source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
     named = followed(job.output) if job.output is not None else None
+    if to_write:
+        check_temp(job.temp)
     if to_write and named is not None:
         _check_target(named, job, source, single=may_be_photo(source))
-    if to_write and job.temp is not None:
-        check_folder(job.temp / "journal")
 
     from ultraflash_cli.video.encode import check_encoder
     from ultraflash_cli.video.probe import probe, surveyed
@@ -326,5 +326,5 @@ def _check_space(output: Path, job: UpscaleJob, info: "ClipInfo", spec: "EncodeS
     if temp is None:
         check_space(output.parent, encoded + joined - used_bytes(place))
     else:
-        check_space(temp, encoded - used_bytes(temp_work_folder(output, temp)))
+        check_space(temp, encoded - used_bytes(temp_work_folder(output, temp)), option="--temp-dir")
         check_space(output.parent, joined)

@@ -88,12 +88,12 @@ def check_ours(folder: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror}; choose another location with -o") from error
+        raise OutputError(f"{folder}: {error.strerror}; choose another location with -o or --temp-dir") from error
     if not stat.S_ISDIR(found.st_mode):
         kind = "a symlink" if stat.S_ISLNK(found.st_mode) else "a file"
         raise OutputError(
             f"{folder} is {kind}, expected a folder created by ultraflash; remove it, or choose another location "
-            "with -o"
+            "with -o or --temp-dir"
         )
     if not _is_mine(found.st_uid, folder.parent):
         raise OutputError(

@@ -186,7 +186,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         if work.folder == work.place:
             check_space(work.folder, kept + joined)
         else:
-            check_space(work.folder, kept)
+            check_space(work.folder, kept, option="--temp-dir")
             check_space(work.place, joined)
 
     def note(self, work: Work) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ultraflash_cli.errors import InputError, OutputError, UsageError, WeightsError
-from ultraflash_cli.host import free_bytes
+from ultraflash_cli.host import free_bytes, shortage
 from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.jobs.weights.catalogue import Catalogue
 from ultraflash_cli.weights.detect import READS_LOW_FRAMES
@@ -186,8 +186,8 @@ def require_free(store: WeightStore, needed: int) -> None:
     free = free_bytes(store.root)
     if free < needed:
         raise OutputError(
-            f"disk full: {store.root} has {free / 1e9:.2f} GB free, about {needed / 1e9:.2f} GB are needed; free some "
-            "space or set ULTRAFLASH_HOME to another folder"
+            f"disk full: {store.root} has {shortage(free, needed)}; free some space or set ULTRAFLASH_HOME to another "
+            "folder"
         )
 
 
