@@ -23,6 +23,7 @@ from ultraflash_cli.jobs.events import (
     Failed,
     GenerationPlanned,
     Planned,
+    Remark,
     Retrying,
     Serving,
     Started,
@@ -183,8 +184,9 @@ class Console:
         self._say(message, shown=self.options.verbose and self._mode() != "json")
 
     def warning(self, message: str) -> None:
-        """Print a warning."""
-        self._say(f"warning: {message.removesuffix('.')}", shown=self._mode() != "json", style="yellow")
+        """Print a warning; `-q` silences a `Remark`."""
+        shown = self._mode() != "json" and not (self.options.quiet and isinstance(message, Remark))
+        self._say(f"warning: {message.removesuffix('.')}", shown=shown, style="yellow")
 
     def failure(
         self, error: BaseException, *, message: str | None = None, exit_code: int | None = None, source: str = ""

@@ -9,7 +9,7 @@ import pytest
 
 from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions
 from ultraflash_cli.errors import OutputError
-from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, GenerationPlanned, Planned, Started, Warned
+from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, GenerationPlanned, Planned, Remark, Started, Warned
 from ultraflash_cli.jobs.plan_lines import describe, headline
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, wait_passively
 
@@ -120,9 +120,17 @@ def test_quiet_leaves_warnings_and_errors() -> None:
     console.on_event(STARTED)
     console.on_event(chunk(24))
     console.on_event(Warned(input="in.mp4", message="careful"))
+    console.on_event(Warned(input="in.mp4", message=Remark("hardly worth a word.")))
     console.on_event(Done(input="in.mp4", output="out.mp4", frames=24, seconds=1, fps=24))
     console.failure(OutputError("disk full"))
     assert err.getvalue().splitlines() == ["warning: careful", "error: disk full"]
+
+
+def test_a_remark_is_a_warning_like_others_without_quiet() -> None:
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err)
+    console.on_event(Warned(input="in.mp4", message=Remark("hardly worth a word.")))
+    assert err.getvalue() == "warning: hardly worth a word\n"
 
 
 def test_a_traceback_shows_with_verbose_only_and_always_stands_in_the_log(tmp_path: Path) -> None:

@@ -25,6 +25,32 @@ def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_clip(tmp_path / "in.mkv", frames=2, width=16, height=16, audio=False)
 
 
+@pytest.mark.parametrize(
+    ("uneven", "options", "rounded"),
+    [
+        pytest.param(False, [], False, id="whole milliseconds"),
+        pytest.param(True, [], True, id="uneven times"),
+        pytest.param(True, ["-q"], False, id="quiet"),
+        pytest.param(True, ["--fps", "50"], False, id="to whole milliseconds"),
+        pytest.param(False, ["--fps", "30"], True, id="from whole milliseconds"),
+    ],
+)
+def test_rounded_timestamps_are_mentioned_where_they_are_rounded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    uneven: bool,
+    options: list[str],
+    rounded: bool,
+) -> None:
+    monkeypatch.setattr(Models, "upscaler", staticmethod(builder()))
+    source = make_clip(tmp_path / "in.mp4", frames=4, width=16, height=16, audio=False, uneven=uneven)
+    assert main(["upscale", str(source), "-o", str(tmp_path / "out.mkv"), "--res", "2x", "--json", *options]) == 0
+    said = capsys.readouterr()
+    assert (".mkv rounds timestamps to 1 ms" in said.err) == rounded
+    assert ("rounds timestamps" in said.out) == (rounded or "-q" in options)
+
+
 class Full(io.StringIO):
     """A stream on a full disk."""
 

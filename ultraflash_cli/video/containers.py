@@ -155,6 +155,8 @@ class StreamPlan:
     notes: tuple[str, ...] = ()
     """Other changes due to the container, one sentence each, which become warnings
     too."""
+    remarks: tuple[str, ...] = ()
+    """Changes that hardly matter, one sentence each."""
 
     @property
     def beside(self) -> tuple[StreamInfo, ...]:
@@ -179,6 +181,7 @@ def plan_streams(
     audio: str = "copy",
     subs: str = "copy",
     codec: str,
+    fps: Fraction | None = None,
     refused: Refusals = MappingProxyType({}),
 ) -> StreamPlan:
     """Choose the container and the streams to copy next to video of ``codec`` (h264, ...).
@@ -187,9 +190,9 @@ def plan_streams(
     hold are converted losslessly or dropped. Otherwise the input's container is kept if
     it can hold everything, or replaced by MP4 if it is not a supported output, or by
     the container that keeps most. ``audio`` (aac or flac) is the codec for audio that
-    cannot be copied; ``refused`` lists, by suffix, the streams that the muxer rejects,
-    and why. Raises ``UsageError`` for a suffix that is unknown or cannot hold the
-    video.
+    cannot be copied; ``fps`` is the new frame rate, if any; ``refused`` lists, by
+    suffix, the streams that the muxer rejects, and why. Raises ``UsageError`` for a
+    suffix that is unknown or cannot hold the video.
     """
     wanted = tuple(
         stream
@@ -201,7 +204,7 @@ def plan_streams(
     )
     timecodes = _timecodes(info, wanted)
     wanted = tuple(stream for stream in wanted if stream.index not in timecodes)
-    choice = _Choice(codec=codec, audio=audio, refused=refused)
+    choice = _Choice(codec=codec, audio=audio, refused=refused, fps=fps)
     if output_suffix is not None:
         return _split(info, _checked_suffix(output_suffix, codec), "", wanted, choice)
     if codec in ("png", "y4m"):
@@ -239,7 +242,7 @@ def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> S
     else:
         order = (".mp4", ".mov", ".mkv", ".png", ".y4m") if codec != "png" else (".png",)
         suffix = next(each for each in order if codec in _CONTAINERS[each].video)
-    return StreamPlan(suffix=suffix, reason="", copied=(), dropped=(), notes=_rounding(suffix, frame_s))
+    return StreamPlan(suffix=suffix, reason="", copied=(), dropped=(), remarks=_rounding(suffix, frame_s))
 
 
 def is_iso(suffix: str) -> bool:
@@ -272,6 +275,7 @@ class _Choice:
     codec: str
     audio: str
     refused: Refusals
+    fps: Fraction | None
 
     def way(self, suffix: str, stream: StreamInfo, expected: bool) -> str | None:
         """Return how the container stores ``stream``: None if copied, a codec if
@@ -364,18 +368,20 @@ def _checked_suffix(output_suffix: str, codec: str) -> str:
     return suffix
 
 
-def _rounding(suffix: str, time_base: Fraction) -> tuple[str, ...]:
+def _rounding(suffix: str, *steps_s: Fraction) -> tuple[str, ...]:
+    """Return a remark if the container cannot store multiples of any of the steps, in
+    seconds."""
     tick = tick_of(suffix)
-    if tick is None or (time_base / tick).denominator == 1:
+    if tick is None or any((step / tick).denominator == 1 for step in steps_s):
         return ()
-    return (f"{suffix} rounds timestamps to 1 ms; the clip's time base is {time_base} s",)
+    return (f"{suffix} rounds timestamps to 1 ms; the frame times are not whole milliseconds",)
 
 
 def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo], choice: _Choice) -> StreamPlan:
     known = _CONTAINERS[suffix]
     expected = not reason or suffix == own_suffix(info)
     ways = [(stream, choice.way(suffix, stream, expected)) for stream in wanted]
-    notes = [*_rounding(suffix, info.time_base)]
+    notes: list[str] = []
     from_pictures = info.container.startswith("image2") or info.container.endswith("_pipe")
     if suffix == ".png" and from_pictures:
         pass  # pictures have no timestamps to lose
@@ -396,4 +402,5 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
         ),
         converted=tuple(ConvertedStream(stream=stream, codec=way) for stream, way in ways if way),
         notes=tuple(notes),
+        remarks=_rounding(suffix, *((info.time_base, info.step_s) if choice.fps is None else (1 / choice.fps,))),
     )

@@ -4,7 +4,7 @@ it."""
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import atan2, degrees
+from math import atan2, degrees, gcd, lcm
 from pathlib import Path
 from struct import unpack
 from typing import Literal, cast
@@ -134,6 +134,8 @@ class ClipInfo:
     """Denoising strength for luma and chroma when frames are read, in levels of 255."""
     time_base: Fraction
     average_rate: Fraction
+    step_s: Fraction
+    """The start and the frame times that the rates imply are multiples of this."""
     start_pts: int | None
     """Start of the video stream, in ``time_base``."""
     end_pts: int | None
@@ -270,6 +272,7 @@ def _probe(source: Source, index: int) -> ClipInfo:
             watched=look.may_be_interlaced and look.scan == "progressive" and not look.wrongly_flagged,
             time_base=time_base,
             average_rate=rate,
+            step_s=_common_step((start or 0) * time_base, 1 / rate, 1 / (stream.base_rate or rate)),
             start_pts=start,
             end_pts=end,
             start_s=float((start or 0) * time_base),
@@ -363,6 +366,12 @@ def _tagged_end_s(stream: VideoStream) -> Fraction | None:
             hours, minutes, seconds = clock.groups()
             return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
     return None
+
+
+def _common_step(*times_s: Fraction) -> Fraction:
+    """Return the largest step of which all times are multiples."""
+    common = lcm(*(time.denominator for time in times_s))
+    return Fraction(gcd(*(int(time * common) for time in times_s)), common)
 
 
 def _duration(container: InputContainer, start: int | None, end: int | None, time_base: Fraction) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.host import check_address_space, usable_cores
+from ultraflash_cli.jobs.events import Remark
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.options import GenerationOptions, SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name
@@ -232,6 +233,7 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
     if not exists:
         check_encoder(spec)
 
+    label = output_label(output, job.stdout and job.stdout_name)
     notes = (*link_notes(job.output), *streams.notes, *made.remarks)
     return PreparedGeneration(
         job=job,
@@ -253,7 +255,10 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
         spec=spec,
         low_spec=low_spec,
         threads=threads,
-        warnings=tuple(f"{output_label(output, job.stdout and job.stdout_name)}: {note}" for note in notes),
+        warnings=(
+            *(f"{label}: {note}" for note in notes),
+            *(Remark(f"{label}: {remark}") for remark in streams.remarks),
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.engine.plan import UpscalePlan
+from ultraflash_cli.jobs.events import Remark
 from ultraflash_cli.jobs.planning.models import ModelFacts
 
 if TYPE_CHECKING:
@@ -49,5 +50,6 @@ def plan_warnings(
         warnings.append(f"{name}: {streams.reason}")
     warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]
     warnings += [f"{name}: {note}" for note in streams.notes]
+    warnings += [Remark(f"{name}: {remark}") for remark in streams.remarks]
     warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
     return tuple(warnings)

@@ -208,7 +208,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
         suffix = ".png"
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
     spec = _spec(job, info, plan, fps=fps, threads=threads, suffix=suffix)
-    streams = _kept_streams(job, info, suffix, spec.codec)
+    streams = _kept_streams(job, info, suffix, spec.codec, fps)
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
 
@@ -283,14 +283,16 @@ def _default_output(job: UpscaleJob, source: "Source", res: str, suffix: str, *,
     return (job.folder or beside) / made_name(f"{stem}_{res}{part}", suffix, single=single)
 
 
-def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str) -> "StreamPlan":
+def _kept_streams(
+    job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str, fps: Fraction | None
+) -> "StreamPlan":
     """Plan the streams to keep, without those that the muxer rejects."""
     from ultraflash_cli.video.containers import plan_streams
     from ultraflash_cli.video.rehearsal import rehearse
 
     refused: dict[str, dict[int, str]] = {}
     while True:
-        streams = plan_streams(info, suffix, audio=job.audio, subs=job.subs, codec=codec, refused=refused)
+        streams = plan_streams(info, suffix, audio=job.audio, subs=job.subs, codec=codec, fps=fps, refused=refused)
         found = rehearse(info, streams)
         known = refused.setdefault(streams.suffix, {})
         if not found.keys() - known.keys():
