@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.independent import look
 from tests.cli.reference import reference
-from tests.jobs.clips import make_clip
+from tests.jobs.clips import make_clip, moving_picture
 from tests.jobs.doubler import builder as upscaling
 from tests.jobs.generating import builder as generating
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
@@ -22,6 +22,7 @@ from ultraflash_cli.jobs.provenance.made import made_by_upscaling
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.video.made_tag import append_made, read_made, with_made_chunk
+from ultraflash_cli.video.stills import write_png
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "explain.json"
 
@@ -97,6 +98,18 @@ def test_every_container_keeps_the_tag_without_a_path_and_others_still_read_the_
     shown = capsys.readouterr().out
     assert "weights   tiny  sha256 0" in shown
     assert f"repeat    {found['command']}" in shown
+
+
+def test_the_command_of_a_photo_names_one_picture(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, first = clip.with_name("photo.png"), tmp_path / "IMG_2041.png"
+    write_png(photo, moving_picture(0, width=16, height=16))
+    assert main(["upscale", str(photo), "-o", str(first), "--res", "2x", "-q"]) == 0
+    found = explained(first, capsys)
+    assert "OUT.png" in shlex.split(str(found["command"]))
+    repeated(found, tmp_path / "second.png", INPUT=photo)
+    assert (tmp_path / "second.png").read_bytes() == first.read_bytes()
 
 
 def test_a_generated_clip_says_its_prompt_and_is_made_again_by_its_command(
@@ -215,7 +228,7 @@ def test_an_option_that_comes_later_is_reported_as_well_and_every_reported_optio
         depth: float | None = None
 
     job = Later(source=tmp_path, res="2x", halo="strong", glow=False, depth=0.5)
-    prepared: Any = SimpleNamespace(job=job, res="2x", model="lite", threads=1)
+    prepared: Any = SimpleNamespace(job=job, output=Path("out.mp4"), res="2x", model="lite", threads=1)
     built: Any = SimpleNamespace(precision="fp32", device="cpu", weights={})
     text = made_by_upscaling(prepared, built)
     assert text is not None

@@ -51,6 +51,8 @@ def explanation_of(path: Path) -> Explanation | None:
         made = Made.from_text(text)
     except (ValueError, RecursionError):
         return None
+    if made.single:
+        name = f"OUT{path.suffix}"
     arguments = made.arguments(name)
     command = shlex.join(arguments) + (f" > {shlex.quote(name)}" if made.streamed else "")
     return Explanation(

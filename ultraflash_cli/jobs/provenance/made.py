@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
+from ultraflash_cli.jobs.planning.target import is_pictures
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Made:
     machine."""
     streamed: bool = False
     """Whether it was streamed, in separately encoded parts."""
+    single: bool = False
+    """Whether it is one picture with a name of its own, not one of numbered ones."""
     guarded_share: float | None = None
     """Share of pixels that departed too far from the source and were blended back
     (``--guard``); None without a guard, and for a stream, whose tag is written
@@ -112,6 +115,7 @@ class Made:
             prompt=prompt,
             options=options,
             streamed=read.get("streamed") is True,
+            single=read.get("single") is True,
             guarded_share=_share(read.get("guarded_share")),
         )
 
@@ -139,6 +143,8 @@ class Made:
 
 def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str | None:
     """Return the tag of an upscaled clip; None with --no-tag."""
+    from ultraflash_cli.video.sequence import is_pattern
+
     job = prepared.job
     if not job.tag:
         return None
@@ -154,7 +160,8 @@ def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str 
         "--no-audio": job.audio == "none",
         "--no-subs": job.subs == "none",
     }
-    return _text("upscale", job, built, model=prepared.model, threads=prepared.threads, options=options)
+    single = is_pictures(prepared.output) and not is_pattern(prepared.output)
+    return _text("upscale", job, built, model=prepared.model, threads=prepared.threads, options=options, single=single)
 
 
 def with_guarded_share(tag: str | None, share: float | None) -> str | None:
@@ -178,7 +185,16 @@ def made_by_generating(prepared: PreparedGeneration, built: "Built[FrameGenerato
     return json.dumps(json.loads(made) | {"prompt": prepared.prompt}, separators=(",", ":"))
 
 
-def _text(command: str, job: Any, built: Any, *, model: str, threads: int, options: Mapping[str, Value | None]) -> str:
+def _text(
+    command: str,
+    job: Any,
+    built: Any,
+    *,
+    model: str,
+    threads: int,
+    options: Mapping[str, Value | None],
+    single: bool = False,
+) -> str:
     """Return the tag of a job of either kind, with the options common to both."""
     precision = built.precision if built.precision in _PRECISIONS else job.precision
     shared: dict[str, Value | None] = {
@@ -200,6 +216,7 @@ def _text(command: str, job: Any, built: Any, *, model: str, threads: int, optio
         precision=built.precision,
         options={flag: value for flag, value in {**options, **shared, **dict(_others(job))}.items() if value},
         streamed=job.stdout is not None,
+        single=single,
     ).as_text()
 
 
