@@ -31,7 +31,7 @@ from ultraflash_cli.jobs.events import (
     Warned,
     as_json,
 )
-from ultraflash_cli.jobs.plan_lines import count_of, describe, headline
+from ultraflash_cli.jobs.plan_lines import corrected, count_of, describe, headline
 from ultraflash_cli.settings import Settings
 from ultraflash_cli.streams import TextOutput, is_same_file, open_log, printable
 
@@ -397,10 +397,8 @@ class Console:
 
 
 def _guarded(share: float | None) -> str:
-    """Return the share that was blended back as text; empty if it is 0."""
-    if not share:
-        return ""
-    return f", {100 * share:.2g} % blended back" if share >= 0.0001 else ", under 0.01 % blended back"
+    """Return what the guard has corrected as text; empty if that is nothing."""
+    return f", {corrected(share)} (--guard)" if share else ""
 
 
 def _duration(seconds: float) -> str:

@@ -31,7 +31,7 @@ def test_a_guard_keeps_the_result_near_its_source_and_its_share_is_reported(
         shown = capsys.readouterr()
         reports.append(json.loads(shown.out))
         worst.append(float(np.quantile(strays(source, output), 0.99)))
-        share = re.search(r"([\d.]+) % blended back", shown.err)
+        share = re.search(r"([\d.]+) % of the pixels corrected towards the source \(--guard\)", shown.err)
         assert (share is None) == (guard == "off")
     assert reports[0]["guard"] is None and reports[0]["guarded_share"] is None
     assert reports[1]["guard"] == 8 and (reports[1]["guarded_share"] or 0) > 0.1

@@ -26,6 +26,7 @@ def explain(
     The file's own tag says so. INPUT in the command stands for the input, whose name is not stored. The same input,
     weights, version and kind of device give the same pixels.
     """
+    from ultraflash_cli.jobs.plan_lines import corrected
     from ultraflash_cli.jobs.provenance.explain import explain as read
 
     found = read(output)
@@ -42,7 +43,7 @@ def explain(
     for name, sha256 in made.weights.items():
         console.text(f"  weights   {name}  sha256 {sha256}")
     if made.guarded_share is not None:
-        console.text(f"  guard     {100 * made.guarded_share:.2f} % of the pixels blended back to stay near the source")
+        console.text(f"  guard     {corrected(made.guarded_share)}")
     for difference in found.differences:
         console.text(f"  note      {difference}: pixels may differ")
     console.text(f"  repeat    {found.command}")

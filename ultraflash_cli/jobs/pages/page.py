@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import OutputError, UsageError
+from ultraflash_cli.jobs.plan_lines import corrected
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.probe import ClipInfo
@@ -116,5 +117,5 @@ def made_by(path: Path, commands: Mapping[str, str]) -> dict[str, object]:
         "device": f"{made.device}, {made.precision}",
     }
     if made.guarded_share is not None:
-        facts["guard"] = f"{100 * made.guarded_share:.2f} % of the pixels blended back to stay near the source"
+        facts["guard"] = corrected(made.guarded_share)
     return {"facts": facts, "commands": {"make it again": found.command, **commands}}

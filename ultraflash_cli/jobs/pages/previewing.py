@@ -12,6 +12,7 @@ import numpy as np
 from ultraflash_cli.errors import UltraflashError, UsageError
 from ultraflash_cli.jobs.pages import page
 from ultraflash_cli.jobs.pages.page import check_page_place, clip_facts, filled, made_by, webp_url, write_page
+from ultraflash_cli.jobs.plan_lines import corrected
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
 from ultraflash_cli.jobs.running.forecast import duration_words, forecast_from_part, size_words
 from ultraflash_cli.jobs.running.prepare import prepare
@@ -147,7 +148,7 @@ def _made(job: UpscaleJob, output: Path, report: "Report", *, whole: bool) -> di
     facts = dict(made["facts"]) if isinstance(made["facts"], dict) else {}
     share = asdict(report).get("guarded_share")
     if share is not None and "guard" not in facts:
-        facts["guard"] = f"{100 * share:.2f} % of the pixels blended back to stay near the source"
+        facts["guard"] = corrected(share)
     commands = {name: shlex.join(words)}
     return {"facts": facts, "commands": commands}
 
