@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,9 +82,22 @@ def may_be_photo(source: "Source") -> bool:
 
 
 def is_photo(info: "ClipInfo") -> bool:
-    """Return whether a file is a single picture; animations have names like those of pictures, too."""
-    one = info.container == "image2" or info.container.endswith("_pipe") or info.frame_count_estimate == 1
-    return one and may_be_photo(info.source)
+    """Return whether a file is a single picture; animations have names like those of
+    pictures, too, and so have several pictures written one after the other."""
+    if not may_be_photo(info.source):
+        return False
+    if info.container == "image2" or info.frame_count_estimate == 1:
+        return True
+    return info.container.endswith("_pipe") and _pictures_up_to(2, info) == 1
+
+
+def _pictures_up_to(most: int, info: "ClipInfo") -> int:
+    """Count the pictures of a file, but no further than `most`."""
+    from ultraflash_cli.video.source import open_input
+
+    with open_input(info.source) as container:
+        packets = (packet for packet in container.demux(video=0) if packet.size)
+        return sum(1 for _ in islice(packets, most))
 
 
 def as_typed(path: Path) -> str:
