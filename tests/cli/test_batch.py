@@ -66,6 +66,20 @@ def test_of_two_hundred_files_the_good_ones_are_done_and_the_others_named(
     assert "4 of 200 files failed" in capsys.readouterr().err
 
 
+def test_a_skipped_file_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = make_clip(tmp_path / "small.mkv", frames=2, width=16, height=16, audio=False)
+    shutil.copy(small, tmp_path / "other.mkv")
+    command = ["upscale", str(small), str(tmp_path / "other.mkv"), "--res", "2x", "-n"]
+    assert main([*command[:2], *command[3:]]) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert said.count("small_2x.mkv") == said.count("small_2x.mkv exists; skipping") == 1
+    assert "done  2 frames" in said and said.endswith("1 done, 1 skipped, 0 failed\n")
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("\n") == 3
+
+
 def test_a_tree_is_mirrored_below_the_output_folder(tmp_path: Path) -> None:
     films = tmp_path / "films"
     (films / "a" / "deep").mkdir(parents=True)

@@ -79,10 +79,12 @@ def _row(outcome: "Outcome") -> _Row:
 
 
 def _table(rows: Sequence[_Row]) -> list[str]:
-    """Return the lines of the table, and a last line with the counts."""
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    """Return the lines of the table, and a last line with the counts. Skipped clips
+    have been named already."""
+    listed = [row for row in rows if row[0] != "skipped"]
+    widths = [max((len(row[column]) for row in listed), default=0) for column in range(4)]
     lines = [
-        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]) for row in rows
+        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]) for row in listed
     ]
     counts = {state: sum(row[0] == state for row in rows) for state in ("done", "skipped", "failed")}
     return [*lines, ", ".join(f"{count} {state}" for state, count in counts.items())]
