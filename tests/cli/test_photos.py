@@ -1,10 +1,12 @@
 """Photos through the command, and what only looks like one."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.jobs.doubler import builder
 from ultraflash_cli.jobs.running.loader import Models
@@ -66,3 +68,64 @@ def test_pictures_are_written_as_png_only(name: str, tmp_path: Path, capsys: pyt
     one_after_the_other(tmp_path / "a.png")
     assert main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / name)]) == 2
     assert "unknown container; use .mp4" in capsys.readouterr().err
+
+
+def tags_of(path: Path) -> dict[str, object]:
+    with Image.open(path) as picture:
+        picture.load()
+        exif, profile = picture.getexif(), picture.info.get("icc_profile", b"")
+        more, place = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
+        return {
+            "size": picture.size,
+            "maker": exif.get(0x010F),
+            "copyright": exif.get(0x8298),
+            "orientation": exif.get(0x0112, 1),
+            "date": more.get(0x9003),
+            "dimensions": (more.get(0xA002), more.get(0xA003)),
+            "latitude": place.get(2),
+            "profile": ImageCms.getProfileName(ImageCms.ImageCmsProfile(io.BytesIO(profile))) if profile else None,
+        }
+
+
+def photo(path: Path, *, maker: str = "Maker", orientation: int = 6, profile: bool = True) -> Path:
+    """A photo of 64x48 stored pixels, red in the stored top left corner."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x8298], exif[0x0112] = maker, "(c) Ann", orientation
+    exif.get_ifd(0x8769).update({0x9003: "2024:01:02 03:04:05", 0xA002: 64, 0xA003: 48})
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 29.0)})
+    pixels = np.full((48, 64, 3), 60, np.uint8)
+    pixels[:24, :32] = [220, 30, 30]
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() if profile else None
+    Image.fromarray(pixels).save(path, exif=exif, icc_profile=icc)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif"])
+def test_a_photo_keeps_its_tags_and_its_colour_profile(suffix: str, tmp_path: Path) -> None:
+    source, output = photo(tmp_path / f"a{suffix}"), tmp_path / "out.png"
+    before = tags_of(source)
+    assert main(["upscale", str(source), "-o", str(output), "--res", "2x", "-q"]) == 0
+    after = tags_of(output)
+    assert before["orientation"] == 6 and before["dimensions"] == (64, 48)
+    assert after == before | {"size": (96, 128), "orientation": 1, "dimensions": (96, 128)}
+    with Image.open(output) as picture:
+        red = np.asarray(picture)[..., 0]
+    assert red[16, 80] > 150 > 100 > red[16, 16], "turned by 90 degrees"
+
+
+def test_each_numbered_photo_keeps_its_own_tags(tmp_path: Path) -> None:
+    for number in range(3, 7):
+        photo(tmp_path / f"{number:03d}.jpg", maker=f"shot {number}", orientation=1)
+    command = ["upscale", str(tmp_path / "%03d.jpg"), "-o", str(tmp_path / "out" / "%03d.png"), "--res", "2x", "-q"]
+    assert main([*command, "--start", "25%"]) == 0
+    makers = {path.name: tags_of(path)["maker"] for path in sorted((tmp_path / "out").iterdir())}
+    assert makers == {"004.png": "shot 4", "005.png": "shot 5", "006.png": "shot 6"}
+    assert main([*command, "--start", "25%", "--renumber", "-y"]) == 0
+    assert tags_of(tmp_path / "out" / "001.png")["maker"] == "shot 4"
+
+
+def test_a_photo_without_tags_gets_none(tmp_path: Path) -> None:
+    pictures()[0].save(tmp_path / "a.jpg")
+    assert main(["upscale", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out.png"), "--res", "2x", "-q"]) == 0
+    content = (tmp_path / "out.png").read_bytes()
+    assert b"eXIf" not in content and b"iCCP" not in content

@@ -1,7 +1,7 @@
 """PNG files: a single image, or all frames of a clip, numbered."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ultraflash_cli.video.color import Picture, as_frame
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.made_tag import with_made_chunk
 from ultraflash_cli.video.partial import output_errors, partial_file
+from ultraflash_cli.video.photos import with_photo_data
 from ultraflash_cli.video.segment import open_segment
 from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.sequence import numbered
@@ -50,11 +51,19 @@ def webp_bytes(rgb_hwc: Picture, *, quality: int) -> bytes:
     return b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
 
 
-def write_pictures(segments: Sequence[SegmentFile], pattern: Path, *, first: int = 1, made: str | None = None) -> int:
+def write_pictures(
+    segments: Sequence[SegmentFile],
+    pattern: Path,
+    *,
+    first: int = 1,
+    made: str | None = None,
+    photo: Callable[[int], Mapping[str, bytes]] | None = None,
+) -> int:
     """Write every frame of finished PNG segments to its own file and return the frame count.
 
     Creates the private folder of ``pattern``; ``move_pictures`` moves the files into place. ``made`` is the tag written
-    to each picture. Raises ``OutputError``.
+    to each picture; ``photo`` returns what the input of a frame, counted from 0, carries
+    beside its pixels. Raises ``OutputError``.
     """
     with output_errors(pattern.parent):
         pattern.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +72,8 @@ def write_pictures(segments: Sequence[SegmentFile], pattern: Path, *, first: int
         count = 0
         for data in _packets(segment.path):
             picture = numbered(pattern, number)
+            if photo is not None:
+                data = with_photo_data(data, photo(number - first))
             with output_errors(picture):
                 picture.write_bytes(with_made_chunk(data, made))
                 sync_file(picture)

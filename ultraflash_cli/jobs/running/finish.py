@@ -1,6 +1,6 @@
 """The last step of a job: turn finished segments into a file or numbered images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,16 +29,17 @@ def finish_of(
     join: Callable[[Path, StreamPlan], Joined],
     first_number: int = 1,
     made: str | None = None,
+    photo: Callable[[int], Mapping[str, bytes]] | None = None,
     strict: bool = False,
 ) -> Finish:
     """Return how to turn the segments `files` into an output of `frames` frames; `join`
-    writes containers. Images are numbered from `first_number`, and `made` is the tag of
-    each. A copied stream that has changed causes a warning; one with which the file
-    cannot be written or fails its check is dropped. With `strict` both raise
-    OutputCheckError.
+    writes containers. Images are numbered from `first_number`, `made` is the tag of
+    each, and `photo` returns what the input of each frame carries beside its pixels. A
+    copied stream that has changed causes a warning; one with which the file cannot be
+    written or fails its check is dropped. With `strict` both raise OutputCheckError.
     """
     if streams.suffix == ".png":
-        return _pictures(files, spec, frames, first_number, made)
+        return _pictures(files, spec, frames, first_number, made, photo)
     if streams.suffix == ".y4m":
         return _plain(files, spec, frames)
 
@@ -71,11 +72,18 @@ def _fewer(streams: StreamPlan) -> Iterator[StreamPlan]:
         yield streams.without(streams.beside, "the file cannot be made with all of these")
 
 
-def _pictures(files: Sequence[SegmentFile], spec: EncodeSpec, frames: int, first: int, made: str | None) -> Finish:
+def _pictures(
+    files: Sequence[SegmentFile],
+    spec: EncodeSpec,
+    frames: int,
+    first: int,
+    made: str | None,
+    photo: Callable[[int], Mapping[str, bytes]] | None,
+) -> Finish:
     def make(pattern: Path) -> Sequence[str]:
         if frames > 1 and numbered(pattern, 1) == numbered(pattern, 2):
             raise OutputCheckError(f"{pattern.name}: the input has {frames} frames; use DIR/%05d.png for all of them")
-        write_pictures(files, pattern, first=first, made=made)
+        write_pictures(files, pattern, first=first, made=made, photo=photo)
         check_pictures(pattern, frames=frames, spec=spec, first=first)
         return ()
 

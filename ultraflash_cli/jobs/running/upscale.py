@@ -5,13 +5,21 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.events import Done, Listener, Planned
-from ultraflash_cli.jobs.planning.inputs import check_unchanged, file_head, input_bytes, input_facts
+from ultraflash_cli.jobs.planning.inputs import (
+    check_unchanged,
+    file_head,
+    first_number,
+    input_bytes,
+    input_facts,
+    is_photo,
+)
 from ultraflash_cli.jobs.planning.spans import Span
 from ultraflash_cli.jobs.planning.target import check_space, encoded_bytes
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
@@ -32,8 +40,10 @@ from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.live import Streamed, stream_clip
+from ultraflash_cli.video.photos import photo_data
 from ultraflash_cli.video.segment import SegmentWriter
 from ultraflash_cli.video.segment_file import SegmentFile, SegmentSink
+from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["UpscaleReport", "Upscaling", "run"]
@@ -255,6 +265,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             first_number=prepared.first_number,
             join=lambda joined, plan: join(files, info, plan, spec, joined, window=prepared.window, made=self.made),
             made=self.made,
+            photo=_photo_reader(prepared),
             strict=prepared.job.strict,
         )
         return {prepared.output: finish}, frames
@@ -269,6 +280,21 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             reading=self.prepared.reading.facts(),
             **common,
         )
+
+
+def _photo_reader(prepared: Prepared) -> Callable[[int], Mapping[str, bytes]] | None:
+    """Return what reads the tags and the profile of the input of each frame, counted
+    from 0; None unless the inputs are pictures and the first has some."""
+    info, window = prepared.info, prepared.window
+    source, skipped = info.source, 0
+    if isinstance(source, ImageSequence):
+        start_s = window[0] - (info.start_pts or 0) * info.time_base if window is not None else Fraction(0)
+        skipped = first_number(source, start_s) - source.first
+    elif not is_photo(info):
+        return None
+    if not photo_data(source, skipped):
+        return None
+    return lambda number: photo_data(source, skipped + number)
 
 
 def _guarded_share(work: Work) -> float | None:
