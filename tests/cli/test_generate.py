@@ -316,3 +316,18 @@ def test_a_cache_rule_that_saves_nothing_is_refused_in_one_line(
     assert main([*asked, "-o", str(tmp_path / "car.mp4")]) == 2
     assert capsys.readouterr().err == f"error: --cache-management: {said}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_very_many_clips_ends_with_a_total(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts").write_text("a boat\na mill\n")
+    command = ["generate", "--prompts", "prompts", *TRIAL, "--res", "480p", "--seconds", "0.5", "--dry-run"]
+    assert main([*command, "--count", "500000000"]) == 0
+    plain = capsys.readouterr().err.splitlines()
+    assert sum(" -> " in line for line in plain) == 10
+    assert plain[-2] == "... and 999,999,990 more; the first 200 were checked"
+    assert plain[-1].startswith("total: 1,000,000,000 clips, about ")
+    assert main([*command, "--count", "6"]) == 0
+    plain = capsys.readouterr().err.splitlines()
+    assert plain[-2] == "... and 2 more" and plain[-1].startswith("total: 12 clips")
+    assert main([*command, "--count", "6", "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12

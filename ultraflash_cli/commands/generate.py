@@ -2,12 +2,13 @@
 
 import os
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
-from ultraflash_cli.commands.outcomes import show_outcomes
+from ultraflash_cli.commands.outcomes import MOST_PLANNED, show_outcomes
 from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
 from ultraflash_cli.commands.units import choose_crew, run_by_crew
 from ultraflash_cli.console import Console
@@ -161,7 +162,7 @@ def generate(
             )
             return
         if dry_run:
-            outcomes = plan_batch(jobs, stop=stop)
+            outcomes = plan_batch(jobs if json else islice(jobs, MOST_PLANNED), stop=stop)
         else:
             outcomes = run_batch(jobs, show.on_event if show else console.on_event, stop=stop)
         clips = len(texts) * count

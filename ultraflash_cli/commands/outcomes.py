@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import BatchError, OutputError
-from ultraflash_cli.jobs.events import GenerationPlanned
+from ultraflash_cli.jobs.events import GenerationPlanned, Planned
 from ultraflash_cli.jobs.plan_lines import count_of, describe
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.batch import Outcome
+    from ultraflash_cli.jobs.running.forecast import Forecast
 
-__all__ = ["show_outcomes"]
+__all__ = ["MOST_PLANNED", "show_outcomes"]
+
+MOST_PLANNED = 200
+"""Maximum number of clips that a dry run for people plans; more can be generated with one
+option than anyone can read."""
+
+_PLANS_SHOWN = 10
+"""Maximum number of plans that are printed of clips to generate."""
 
 _NAMED = 20
 """Maximum number of failed files named in the last line."""
@@ -28,12 +36,14 @@ def show_outcomes(
     """
     failed: list[str] = []
     rows: list[_Row] = []
+    plans = _Plans(count)
     tried = 0
     unreported: OutputError | None = None
     for outcome in outcomes:
         tried += 1
         try:
-            _show(console, outcome, json=json)
+            if json or plans.shows(outcome):
+                _show(console, outcome, json=json)
         except OutputError as error:
             if outcome.report is None:
                 raise  # nothing was made, so there is nothing else to show
@@ -51,6 +61,9 @@ def show_outcomes(
         if not keep_going:
             break
 
+    if is_batch and not json:
+        for line in plans.ending():
+            console.info(line)
     if is_batch and len(rows) == tried:  # a dry run makes nothing to list in a table
         for line in _table(rows):
             console.info(line)
@@ -62,6 +75,53 @@ def show_outcomes(
         raise BatchError(f"{len(failed)} of {count} files failed: {names}{rest}")
     if unreported is not None:
         raise OutputError(f"{unreported}; the output itself is complete")
+
+
+class _Plans:
+    """The plans of a dry run: which are printed, and what all of them take together."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._tried = 0
+        self._hidden = 0
+        self._planned: list[Planned] = []
+        self._forecasts: list[Forecast] = []
+
+    def shows(self, outcome: "Outcome") -> bool:
+        """Count an outcome; return whether it is printed."""
+        self._tried += 1
+        if outcome.plan is None:
+            return True
+        self._planned.append(outcome.plan)
+        if outcome.forecast is not None:
+            self._forecasts.append(outcome.forecast)
+        if isinstance(outcome.plan, GenerationPlanned) and len(self._planned) > _PLANS_SHOWN:
+            self._hidden += 1
+            return False
+        return True
+
+    def ending(self) -> list[str]:
+        """Return the last lines: how many are not printed, and the total; none without
+        plans."""
+        from ultraflash_cli.jobs.running.forecast import duration_words, size_words
+
+        if not self._planned:
+            return []
+        is_cut = isinstance(self._planned[0], GenerationPlanned) and self._tried == MOST_PLANNED
+        unplanned = self._count - self._tried if is_cut else 0
+        lines: list[str] = []
+        if self._hidden:
+            checked = f"; the first {MOST_PLANNED} were checked" if unplanned else ""
+            lines.append(f"... and {self._hidden + unplanned:,} more{checked}")
+
+        seconds = [each.seconds for each in self._forecasts if each.seconds is not None]
+        sizes = [each.output_bytes for each in self._forecasts if each.output_bytes is not None]
+        clips = len(self._planned) + unplanned
+        parts = [f"{clips:,} clip{'' if clips == 1 else 's'}"]
+        times = clips / len(self._planned)
+        parts += [f"about {duration_words(times * sum(seconds))}"] if len(seconds) == len(self._planned) else []
+        parts += [f"about {size_words(round(times * sum(sizes)))}"] if len(sizes) == len(self._planned) else []
+        return [*lines, f"total: {', '.join(parts)}"]
 
 
 _Row = tuple[str, str, str, str, str]
