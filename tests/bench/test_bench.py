@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from ultraflash_cli.bench.limits import Limits
 from ultraflash_cli.bench.models import clip_plan, generator_of, prepare
 from ultraflash_cli.bench.report import WallTime, kernel_lines
 from ultraflash_cli.bench.timing import in_fresh_process, measure, stage_times
-from ultraflash_cli.commands.wall import measure_wall
+from ultraflash_cli.commands.bench import about_duration
+from ultraflash_cli.commands.wall import measure_wall, predict
 from ultraflash_cli.engine.counts import CountingClock, Work, counting, counting_flops
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory, UsageError
@@ -235,6 +237,7 @@ def test_the_installed_command_measures_the_built_in_model() -> None:
     options = ["upscale", "--frames", "1", "--threads", "1", "--device", "cpu", "--wall", "off", "--json"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^bench: 1 measurement, about \d+ s$", done.stderr, re.MULTILINE), "before it starts"
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
     assert (found["schema"], found["kernels"]) == (2, [])
@@ -244,6 +247,15 @@ def test_the_installed_command_measures_the_built_in_model() -> None:
     assert {"pixels", "finish", "other"} == {stage["name"] for stage in report["stages"]}
     assert sum(stage["share"] for stage in report["stages"]) == pytest.approx(1)
     assert report["flops_per_output_pixel"] > 0
+
+
+def test_a_benchmark_that_cannot_be_predicted_is_announced_all_the_same(tmp_path: Path) -> None:
+    case = replace(CASE, model="ultraflash", store=tmp_path, threads=1)
+    assert predict([case], True) is None
+    assert (
+        about_duration(2, None, kernels=True)
+        == "bench: 2 measurements, their time cannot be predicted, then the kernels"
+    )
 
 
 @pytest.mark.parametrize(

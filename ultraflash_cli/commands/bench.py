@@ -1,5 +1,6 @@
 """`ultraflash bench`."""
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.bench.report import BenchReport
     from ultraflash_cli.engine.profiles import Profile
 
-__all__ = ["bench"]
+__all__ = ["about_duration", "bench"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def bench(
     from ultraflash_cli.bench.models import prepare
     from ultraflash_cli.bench.report import kernel_lines
     from ultraflash_cli.bench.timing import in_fresh_process, measure
-    from ultraflash_cli.commands.wall import measure_wall
+    from ultraflash_cli.commands.wall import measure_wall, predict
     from ultraflash_cli.host import usable_cores
     from ultraflash_cli.models.device import choose_device
     from ultraflash_cli.models.profile import find_profile
@@ -131,6 +132,14 @@ def bench(
         raise UsageError("nothing to measure: 480p applies to generate only")
     if "generate" in kinds:
         _check_generated_size(profile, width_px, height_px)
+    if cases:
+        count, begun_s = len(cases) * (1 + wall), time.monotonic()
+        with console.working("bench", "predicting how long it takes"):
+            seconds = in_fresh_process(predict, cases, wall)
+        if seconds is not None:
+            # Every measurement begins like the prediction: a new process loads a model.
+            seconds += (time.monotonic() - begun_s) * count / len(cases)
+        console.info(about_duration(count, seconds, kernels="kernels" in kinds))
     reports: list[BenchReport] = []
     for each in cases:
         about = f"{each.kind} {width_px}x{height_px} x{each.scale}"
@@ -161,6 +170,15 @@ def bench(
             }
         )
     return 0
+
+
+def about_duration(count: int, seconds: float | None, *, kernels: bool) -> str:
+    """Return in one line how many measurements there are and how long they take."""
+    from ultraflash_cli.jobs.plan_lines import count_of
+    from ultraflash_cli.jobs.running.forecast import duration_words
+
+    takes = f"about {duration_words(seconds)}" if seconds is not None else "their time cannot be predicted"
+    return f"bench: {count_of(count, 'measurement')}, {takes}{', then the kernels' if kernels else ''}"
 
 
 def _estimate(console: Console, rates: str | None, *, json: bool) -> int:

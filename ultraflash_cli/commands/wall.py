@@ -1,6 +1,7 @@
 """Time a whole command, from file to file, for `ultraflash bench`."""
 
 import tempfile
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 from ultraflash_cli.bench.cases import RES, BenchCase, drifting_frames
 from ultraflash_cli.bench.models import MeasuredModel
 from ultraflash_cli.bench.report import WallTime
+from ultraflash_cli.errors import UltraflashError
 from ultraflash_cli.host import keep_freed_memory
 from ultraflash_cli.jobs.events import Chunk, Event, Listener
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
+from ultraflash_cli.jobs.running.forecast import Forecaster
 from ultraflash_cli.jobs.running.generate import run_generation
+from ultraflash_cli.jobs.running.loader import Models
+from ultraflash_cli.jobs.running.prepare import prepare, prepare_generation
 from ultraflash_cli.jobs.running.report import Report
 from ultraflash_cli.jobs.running.upscale import run
 from ultraflash_cli.models.built import Built
@@ -23,7 +28,7 @@ from ultraflash_cli.video.encode import MADE_TICKS, made_spec
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.segment import SegmentWriter
 
-__all__ = ["measure_wall"]
+__all__ = ["measure_wall", "predict"]
 
 _PROMPT = "A red boat drifts on a calm lake at sunrise."
 _RATE = 24
@@ -51,10 +56,40 @@ def measure_wall(case: BenchCase) -> WallTime:
     )
 
 
-def _upscale(case: BenchCase, folder: Path, listen: Listener) -> Report:
+def predict(cases: Sequence[BenchCase], wall: bool) -> float | None:
+    """Predict the seconds that the models compute while some cases are measured, from
+    their speed on a small picture. None if the work of a model depends on the clip."""
+    forecaster, seconds = Forecaster(Models()), 0.0
+    with tempfile.TemporaryDirectory(prefix="ultraflash-bench-") as name:
+        for case in cases:
+            try:
+                if case.kind == "upscale":
+                    prepared = prepare(_upscale_job(case, Path(name)))
+                else:
+                    prepared = prepare_generation(_generate_job(case, Path(name)))
+                clip_s = forecaster.forecast(prepared).seconds
+            except UltraflashError:
+                return None
+            if clip_s is None:
+                return None
+            # The model alone makes a generated clip twice: its work is counted first.
+            seconds += clip_s * ((2 if case.kind == "generate" else 1) + wall)
+    return seconds
+
+
+def _upscale_job(case: BenchCase, folder: Path) -> UpscaleJob:
     source = folder / "source.mp4"
     _write_clip(case, source)
-    job = UpscaleJob(source=source, output=folder / "out.mp4", res=f"{case.scale}x", **_shared(case))
+    return UpscaleJob(source=source, output=folder / "out.mp4", res=f"{case.scale}x", **_shared(case))
+
+
+def _generate_job(case: BenchCase, folder: Path) -> GenerateJob:
+    res = {times: name for name, times in RES.items()}[case.scale]
+    return GenerateJob(prompt=_PROMPT, output=folder / "out.mp4", res=res, seconds=case.seconds, **_shared(case))
+
+
+def _upscale(case: BenchCase, folder: Path, listen: Listener) -> Report:
+    job = _upscale_job(case, folder)
 
     def build(prepared: Prepared) -> Built[FrameUpscaler]:
         model = MeasuredModel(case)
@@ -65,8 +100,7 @@ def _upscale(case: BenchCase, folder: Path, listen: Listener) -> Report:
 
 
 def _generate(case: BenchCase, folder: Path, listen: Listener) -> Report:
-    res = {times: name for name, times in RES.items()}[case.scale]
-    job = GenerateJob(prompt=_PROMPT, output=folder / "out.mp4", res=res, seconds=case.seconds, **_shared(case))
+    job = _generate_job(case, folder)
 
     def build(prepared: PreparedGeneration) -> Built[FrameGenerator]:
         model = MeasuredModel(case)
