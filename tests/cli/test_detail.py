@@ -8,6 +8,7 @@ import pytest
 
 from tests.jobs.clips import decoded, make_clip
 from ultraflash_cli.main import main
+from ultraflash_cli.video.stills import write_png
 
 
 def upscaled(source: Path, *options: str) -> np.ndarray:
@@ -26,6 +27,23 @@ def test_without_it_detail_is_1_and_half_lies_between_faithful_and_detailed(tmp_
     way, gone = full - faithful, half - faithful
     share = float((gone * way).sum() / (way * way).sum())
     assert 0.1 < share < 0.9, "how far of the way from faithful to detailed"
+
+
+@pytest.mark.parametrize("detail", ["0", "1"])
+def test_flat_colours_of_a_drawing_stay_flat(tmp_path: Path, detail: str) -> None:
+    source, output = tmp_path / "drawing.png", tmp_path / "out.png"
+    colors = np.array([[[200, 40, 40], [40, 90, 200], [250, 210, 60]], [[60, 160, 80], [250, 200, 170], [90, 60, 120]]])
+    drawing = colors.astype(np.uint8).repeat(48, axis=0).repeat(48, axis=1)
+    for edge in (0, 46, 48, 94, 96, 142):
+        drawing[:, edge : edge + 2] = 0
+        drawing[edge : edge + 2] = 0
+    write_png(source, drawing)
+    command = ["upscale", str(source), "-o", str(output), "--res", "2x", "--model", "lite", "--detail", detail]
+    assert main([*command, "--threads", "1", "-q"]) == 0
+    (made,) = decoded(output)
+    for row, column in np.ndindex(2, 3):
+        area = made[96 * row + 20 : 96 * row + 76, 96 * column + 20 : 96 * column + 76].astype(int)
+        assert np.abs(area - colors[row, column]).max() <= 2, "levels; 1 was measured"
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan"])
