@@ -124,6 +124,13 @@ def test_each_numbered_photo_keeps_its_own_tags(tmp_path: Path) -> None:
     assert tags_of(tmp_path / "out" / "001.png")["maker"] == "shot 4"
 
 
+def test_what_a_clip_cannot_hold_of_a_photo_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = photo(tmp_path / "a.jpg")
+    assert main(["upscale", str(source), "-o", str(tmp_path / "out.mp4"), "--res", "2x", "-q"]) == 0
+    said = "warning: out.mp4: left out: EXIF tags and the colour profile; .png can hold them\n"
+    assert said in capsys.readouterr().err
+
+
 def test_a_photo_without_tags_gets_none(tmp_path: Path) -> None:
     pictures()[0].save(tmp_path / "a.jpg")
     assert main(["upscale", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out.png"), "--res", "2x", "-q"]) == 0

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.jobs.events import Remark
+from ultraflash_cli.jobs.planning.inputs import may_be_photo
 from ultraflash_cli.jobs.planning.models import ModelFacts
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["content_warnings", "plan_warnings"]
 
+_CARRIED = {"EXIF": "EXIF tags", "ICC_PROFILE": "the colour profile"}
 _LOOKED_AT = 3
 """Number of frames examined to judge the content of a clip."""
 
@@ -38,6 +40,7 @@ def plan_warnings(
     """Return warnings about several video streams, stretching and dropped content;
     ``stretch`` is the one about the target's shape."""
     from ultraflash_cli.video.encode import losses
+    from ultraflash_cli.video.photos import photo_data
 
     warnings = [f"{name}: {stretch}"] if stretch else []
     if info.other_videos:
@@ -49,6 +52,9 @@ def plan_warnings(
     if streams.reason:
         warnings.append(f"{name}: {streams.reason}")
     warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]
+    if streams.suffix != ".png" and may_be_photo(info.source):
+        carried = [_CARRIED[kind] for kind in photo_data(info.source)]
+        warnings += [f"{name}: left out: {' and '.join(carried)}; .png can hold them"] if carried else []
     warnings += [f"{name}: {note}" for note in streams.notes]
     warnings += [Remark(f"{name}: {remark}") for remark in streams.remarks]
     warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
