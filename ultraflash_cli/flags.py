@@ -1,10 +1,24 @@
-"""Command-line names of job fields, declared by jobs and read by the command line."""
+"""Command-line names of job fields, declared by jobs and read by the command line, and
+other programs' names of their values."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Flag"]
+__all__ = ["Flag", "meant"]
+
+_NAMES = {
+    "h264": "x264 libx264 avc avc1 h264nvenc mpeg4avc",
+    "hevc": "h265 x265 libx265 hvc1 hev1 hevcnvenc mpegh",
+    "av1": "av01 svtav1 libsvtav1 libaomav1 aom rav1e av1nvenc",
+    "vp9": "vp09 vpx vpx9 libvpx libvpxvp9 webm",
+    "prores": "proresks proresaw apcn apch ap4h",
+    "y4m": "rawvideo raw yuv yuv4mpeg",
+    "frame": "on always yes",
+    "off": "no never",
+}
+"""Names of codecs and modes in other programs, without punctuation, by ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +34,12 @@ class Flag:
     """The type on the command line if it differs from the field's; `read` converts it."""
     read: Callable[[Any], Any] | None = None
     """Converter; raises UsageError."""
+
+
+def meant(value: str, known: Sequence[str]) -> str:
+    """Return a question that ends a message about an unknown `value`, naming the one of
+    the `known` values that was probably meant; empty if there is none."""
+    word = "".join(letter for letter in value.lower() if letter.isalnum())
+    found = [name for name in known if word == name or word in _NAMES.get(name, "").split()]
+    found = found or difflib.get_close_matches(value.lower(), known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""

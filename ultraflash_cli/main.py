@@ -25,11 +25,12 @@ from ultraflash_cli.commands import (
 )
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, OutputError, UltraflashError, is_out_of_memory
+from ultraflash_cli.flags import meant
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.jobs.running.stop import ending_on_signals
 from ultraflash_cli.options import with_console
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries, wait_passively
-from ultraflash_cli.spellings import meant, modern
+from ultraflash_cli.spellings import modern
 from ultraflash_cli.streams import hold_standard_descriptors
 
 __all__ = ["HELP_WIDTH", "app", "main"]

@@ -1,10 +1,8 @@
-"""Other spellings: old ones of options, which keep working for one version with a
-warning, and names of values that other programs use."""
+"""Old spellings of options, which keep working for one version, with a warning."""
 
-import difflib
 from collections.abc import Sequence
 
-__all__ = ["meant", "modern"]
+__all__ = ["modern"]
 
 _FLAGS = {
     ("--color", "match"): "--match-colors",
@@ -22,18 +20,6 @@ _FLAGS = {
     ("--wall", "off"): "--no-wall",
 }
 """Current flags for former options with a value."""
-
-_NAMES = {
-    "h264": "x264 libx264 avc avc1 h264nvenc mpeg4avc",
-    "hevc": "h265 x265 libx265 hvc1 hev1 hevcnvenc mpegh",
-    "av1": "av01 svtav1 libsvtav1 libaomav1 aom rav1e av1nvenc",
-    "vp9": "vp09 vpx vpx9 libvpx libvpxvp9 webm",
-    "prores": "proresks proresaw apcn apch ap4h",
-    "y4m": "rawvideo raw yuv yuv4mpeg",
-    "frame": "on always yes",
-    "off": "no never",
-}
-"""Names of codecs and modes in other programs, without punctuation, by ours."""
 
 
 def modern(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -56,12 +42,3 @@ def modern(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         new.append(_FLAGS[old])
         warnings.append(f"'{' '.join(old)}' is an old spelling; use {_FLAGS[old]}")
     return new, warnings
-
-
-def meant(value: str, known: Sequence[str]) -> str:
-    """Return a question that ends a message about an unknown `value`, naming the one of
-    the `known` values that was probably meant; empty if there is none."""
-    word = "".join(letter for letter in value.lower() if letter.isalnum())
-    found = [name for name in known if word == name or word in _NAMES.get(name, "").split()]
-    found = found or difflib.get_close_matches(value.lower(), known, n=1)
-    return f"; did you mean {found[0]}?" if found else ""

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 from ultraflash_cli.errors import ConfigError, UsageError
-from ultraflash_cli.flags import Flag
+from ultraflash_cli.flags import Flag, meant
 from ultraflash_cli.host import parse_memory
-from ultraflash_cli.spellings import meant
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.serving.show import Show
