@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from ultraflash_cli.bar import Bar, Step, clock_time
-from ultraflash_cli.errors import Interrupted, OutputError, UltraflashError, UsageError
+from ultraflash_cli.errors import Interrupted, OutputError, Remark, UltraflashError, UsageError
 from ultraflash_cli.jobs.events import (
     Chunk,
     Done,
@@ -23,7 +23,6 @@ from ultraflash_cli.jobs.events import (
     Failed,
     GenerationPlanned,
     Planned,
-    Remark,
     Retrying,
     Serving,
     Started,
@@ -31,7 +30,8 @@ from ultraflash_cli.jobs.events import (
     Warned,
     as_json,
 )
-from ultraflash_cli.jobs.plan_lines import corrected, count_of, describe, headline
+from ultraflash_cli.jobs.plan_lines import count_of, describe, headline
+from ultraflash_cli.jobs.provenance.words import corrected
 from ultraflash_cli.settings import Settings
 from ultraflash_cli.streams import TextOutput, is_same_file, open_log, printable
 

@@ -1,4 +1,4 @@
-"""The errors that users can meet, each with its exit code.
+"""The errors that users can meet, each with its exit code, and the smallest warnings.
 
 UltraflashError
 ├── UsageError 2
@@ -28,6 +28,7 @@ __all__ = [
     "OutOfMemory",
     "OutputCheckError",
     "OutputError",
+    "Remark",
     "UltraflashError",
     "UsageError",
     "WeightsError",
@@ -142,3 +143,13 @@ class Interrupted(UltraflashError):
     def __init__(self, message: str, *, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Remark(str):
+    """A warning about something so small that `-q` silences it."""
+
+    __slots__ = ()
+
+    def removesuffix(self, suffix: str, /) -> "Remark":
+        """Like that of a plain text, but still a remark."""
+        return Remark(super().removesuffix(suffix))

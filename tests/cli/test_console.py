@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions
-from ultraflash_cli.errors import OutputError
-from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, GenerationPlanned, Planned, Remark, Started, Warned
+from ultraflash_cli.errors import OutputError, Remark
+from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, GenerationPlanned, Planned, Started, Warned
 from ultraflash_cli.jobs.plan_lines import describe, headline
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, wait_passively
 

@@ -26,8 +26,8 @@ def explain(
     The file's own tag says so. INPUT in the command stands for the input, whose name is not stored. The same input,
     weights, version and kind of device give the same pixels.
     """
-    from ultraflash_cli.jobs.plan_lines import corrected
     from ultraflash_cli.jobs.provenance.explain import explain as read
+    from ultraflash_cli.jobs.provenance.words import corrected
 
     found = read(output)
     if json:

@@ -129,16 +129,6 @@ class Retrying(Event):
     """Size of the plan that did not fit."""
 
 
-class Remark(str):
-    """A warning about something so small that `-q` silences it."""
-
-    __slots__ = ()
-
-    def removesuffix(self, suffix: str, /) -> "Remark":
-        """Like that of a plain text, but still a remark."""
-        return Remark(super().removesuffix(suffix))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
     """A warning; the job continues."""

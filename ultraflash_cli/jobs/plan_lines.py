@@ -1,11 +1,11 @@
-"""Plans and results in a few lines for people."""
+"""Plans in a few lines for people."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
 from ultraflash_cli.jobs.events import GenerationPlanned, Planned
 
-__all__ = ["corrected", "count_of", "describe", "headline"]
+__all__ = ["count_of", "describe", "headline"]
 
 _PROMPT_COLUMNS = 60
 """Maximum width of a prompt in a line."""
@@ -51,12 +51,6 @@ def _describe_generation(plan: GenerationPlanned) -> list[str]:
 def count_of(count: int, thing: str) -> str:
     """Return how many there are of a thing, in words: `1 frame`, `2 frames`."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def corrected(share: float) -> str:
-    """Return in words which share of the pixels the guard has corrected."""
-    percent = f"{100 * share:.2g}" if share >= 0.0001 or not share else "under 0.01"
-    return f"{percent} % of the pixels corrected towards the source"
 
 
 def _groups(lengths: Sequence[int]) -> str:

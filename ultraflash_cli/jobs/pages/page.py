@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import OutputError, UsageError
-from ultraflash_cli.jobs.plan_lines import corrected
+from ultraflash_cli.jobs.provenance.words import corrected
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.probe import ClipInfo

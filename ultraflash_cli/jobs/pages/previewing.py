@@ -12,8 +12,8 @@ import numpy as np
 from ultraflash_cli.errors import UltraflashError, UsageError
 from ultraflash_cli.jobs.pages import page
 from ultraflash_cli.jobs.pages.page import check_page_place, clip_facts, filled, made_by, webp_url, write_page
-from ultraflash_cli.jobs.plan_lines import corrected
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
+from ultraflash_cli.jobs.provenance.words import corrected
 from ultraflash_cli.jobs.running.forecast import duration_words, forecast_from_part, size_words
 from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.metrics.pairs import Crop, distinct_crops, worst_places

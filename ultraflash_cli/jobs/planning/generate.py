@@ -8,9 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.errors import ConfigError, Remark, UsageError
 from ultraflash_cli.host import check_address_space, usable_cores
-from ultraflash_cli.jobs.events import Remark
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.options import GenerationOptions, SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name

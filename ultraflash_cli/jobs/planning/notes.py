@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.engine.plan import UpscalePlan
-from ultraflash_cli.jobs.events import Remark
+from ultraflash_cli.errors import Remark
 from ultraflash_cli.jobs.planning.inputs import may_be_photo
 from ultraflash_cli.jobs.planning.models import ModelFacts
 
