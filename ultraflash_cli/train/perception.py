@@ -1,13 +1,16 @@
-"""A reward for perceptual similarity to the ground truth, by the learned distance of
-`metrics.lpips`."""
+"""The learned distance of `metrics.lpips` in training: as a reward, and on random views
+of frames, which a network cannot deceive."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
 
-__all__ = ["LearnedLikeness"]
+__all__ = ["LearnedLikeness", "random_views"]
 
 
 class LearnedLikeness:
@@ -29,3 +32,33 @@ class LearnedLikeness:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         frames, truth = (clip[:, :, :: self.every] for clip in (frames_bcthw, truth_bcthw))
         return torch.exp(-learned_distance(frames, truth, self.trunk, dtype) / self.tolerance)
+
+
+def random_views(
+    frames_n3hw: Tensor, truth_n3hw: Tensor, rng: torch.Generator, *, side_px: int, zoom: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Return both pictures ``[N, 3, side_px, side_px]`` under the same random rotation,
+    mirroring, zoom (its range is given in octaves) and shift, resampled bicubically.
+
+    A network that is trained on a learned distance finds patterns, such as hatching
+    along edges, that its features mistake for texture at one orientation and size.
+    Random views of both pictures keep the distance, but not those patterns.
+
+    Source: M. Kettunen, E. Härkönen, J. Lehtinen, *E-LPIPS: robust perceptual image
+    similarity via random transformation ensembles*, 2019.
+    """
+    count, _, height, width = frames_n3hw.shape
+    angle, octaves, mirror, down, right = torch.rand((5, count), generator=rng)
+    turn, scale = 2 * math.pi * angle, side_px / 2 ** (zoom[0] + (zoom[1] - zoom[0]) * octaves)
+    cos, sin, flip = turn.cos() * scale, turn.sin() * scale, 2 * (mirror < 0.5) - 1
+    rows = torch.stack([flip * cos / width, -sin / width, (2 * right - 1) * (1 - scale / width).clamp_min(0)], dim=1)
+    columns = torch.stack(
+        [flip * sin / height, cos / height, (2 * down - 1) * (1 - scale / height).clamp_min(0)], dim=1
+    )
+    affine = torch.stack([rows, columns], dim=1).to(frames_n3hw.device)
+    grid = F.affine_grid(affine, [count, 3, side_px, side_px], align_corners=False)
+    pair = (
+        F.grid_sample(x.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+        for x in (frames_n3hw, truth_n3hw)
+    )
+    return next(pair), next(pair)

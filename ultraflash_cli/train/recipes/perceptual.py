@@ -28,6 +28,7 @@ from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import charbonnier, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
+from ultraflash_cli.train.perception import random_views
 from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.roles import load_roles
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
@@ -67,6 +68,11 @@ class PerceptualConfig(RecipeConfig):
     """Weight of the error of frame differences."""
     likeness: float = 8.0
     """Weight of the learned distance, measured on one frame per clip."""
+    view_px: int | None = 160
+    """Side of the random views on which the distance is measured
+    (``perception.random_views``); None measures whole frames."""
+    zoom: tuple[float, float] = (-0.25, 0.75)
+    """Range of the views' zoom, in octaves."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
     """Networks that measure the distance; one is picked at random for each batch."""
     adversarial: float = 0.06
@@ -150,7 +156,10 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
     trunk = config.trunks[int(torch.randint(len(config.trunks), (1,), generator=rng))]
     share = len(drawn) / len(out)
     dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
-    distance = learned_distance(drawn[:, :, at : at + 1].clamp(0, 1), true[:, :, at : at + 1], trunk, dtype)
+    seen, wanted = drawn[:, :, at].clamp(0, 1), true[:, :, at]
+    if config.view_px is not None:
+        seen, wanted = random_views(seen, wanted, rng, side_px=config.view_px, zoom=config.zoom)
+    distance = learned_distance(seen[:, :, None], wanted[:, :, None], trunk, dtype)
     terms[f"likeness_{trunk}"] = config.likeness * share * distance.mean()
     if config.weave:
         terms["weave"] = config.weave * share * weave_loss(drawn, true, 2 * scale)
@@ -213,7 +222,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
         return config
     loop = replace(config.loop, warmup=5, average=0.9, save_every=20, log_every=10, precision="fp32")
     small = replace(config.pixels, width=16, blocks=2, residual_gain=0.3)
-    return replace(config, loop=loop, pixels=small, cuts=CutConfig(frames=4, side_px=48), trunks=("alex",))
+    return replace(config, loop=loop, pixels=small, cuts=CutConfig(frames=4, side_px=48), trunks=("alex",), view_px=40)
 
 
 def merge(files: list[dict[str, Tensor]]) -> dict[str, Tensor]:
