@@ -67,6 +67,8 @@ def weights(name: str) -> dict[str, Tensor] | None:
                 return pixels.PixelRoles(SMALL).state_dict()
             case "bottleneck" | "autoencoder":
                 return CascadeRoles(autoencoder.TOY_SPACE, autoencoder.NETWORKS).state_dict()
+            case "cascade_decoder":
+                return CascadeRoles(TOY, ("decoder",)).state_dict()
             case "latent_upsampler" | "generator":
                 return CascadeRoles(TOY, ("encoder", "decoder")).state_dict()
             case "sr_dit":
@@ -104,6 +106,8 @@ def batches_of(name: str) -> Callable[[int], Batch]:
                 return clips(2, 4, 24), clips(2, 4, 48), 2, torch.tensor([False, True])
             case "autoencoder":
                 return clips(2, 8, 32), 0.5
+            case "cascade_decoder":
+                return torch.randn(2, 8, 2, 4, 4, generator=rng), clips(2, 8, 32)
             case "bottleneck":
                 encoder = autoencoder.TOY_SPACE.encoder
                 assert isinstance(encoder, EncoderConfig)
@@ -126,9 +130,10 @@ def train(
     group: ProcessGroup = ALONE,
 ) -> dict[str, Tensor]:
     """Train a recipe; return the EMA weights of the trained roles."""
-    if name == "perceptual":
+    if name in ("perceptual", "cascade_decoder"):
         package = folder / f"package_of_{group.rank}"
-        write_likeness_package(package)
+        if not package.exists():
+            write_likeness_package(package)
         sys.path.insert(0, str(package))
     recipe, config = RECIPES[name].load(), config_of(name, accumulate, half)
     roles = recipe.start(config, [], weights(name))

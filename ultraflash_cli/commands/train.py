@@ -233,12 +233,23 @@ def answer_drawn_scenes(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of encoded scenes.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; existing files are kept.")],
     start_from: Annotated[
-        Path, typer.Option("--start-from", metavar="FILE", help="EMA weights of a run of `generator`.")
+        list[Path],
+        typer.Option("--start-from", metavar="FILE", help="EMA weights of a run of `generator`; repeatable."),
     ],
     level: Annotated[
         float,
         typer.Option("--level", metavar="SHARE", help="Noise level to start from; 1: pure noise."),
     ] = 1.0,
+    scale: Annotated[
+        Literal["1", "2", "3"],
+        typer.Option("--scale", help="2, 3: also upsample and refine, with the weights of both stages."),
+    ] = "1",
+    latents: Annotated[
+        int | None,
+        typer.Option(
+            "--latents", metavar="N", min=1, help="Latent frames per scene; default: all.", show_default=False
+        ),
+    ] = None,
     precision: Annotated[
         Literal["fp32", "bf16"], typer.Option("--precision", help="Precision of the generator.")
     ] = "fp32",
@@ -249,17 +260,24 @@ def answer_drawn_scenes(
 
     from ultraflash_cli.engine.profiles import LITE
     from ultraflash_cli.host import keep_freed_memory, usable_cores
+    from ultraflash_cli.train.recipes.tv2v_flow_matching import of_scales
     from ultraflash_cli.train.roles import CascadeRoles
     from ultraflash_cli.train.scene_pairs import AnswerScenesJob, answer_scenes
     from ultraflash_cli.weights.load import read_tensors
 
     if not 0 < level <= 1:
         raise UsageError(f"--level must be above 0 and at most 1, got {level:g}")
-    roles = CascadeRoles(LITE, ("generator", "text_encoder"), words=LITE.prompt_encoder)
-    roles.load(read_tensors(start_from), hint="average.safetensors of a run of `generator`")
+    factor, parts = int(scale), ["generator", "text_encoder"]
+    parts += ["upsamplers", "sr_dit"] if factor > 1 else []
+    roles = CascadeRoles(LITE, tuple(parts), scales=(factor,), words=LITE.prompt_encoder)
+    given = {name: value for path in start_from for name, value in read_tensors(path).items()}
+    hint = "average.safetensors of a run of `generator`" + (
+        "" if factor == 1 else ", `latent_upsampler` and `causal_dmd`"
+    )
+    roles.load(of_scales(given, (factor,)), hint=hint)
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
-    job = AnswerScenesJob(scenes=data, out=out, roles=roles, level=level)
+    job = AnswerScenesJob(scenes=data, out=out, roles=roles, level=level, scale=factor, latents=latents)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         answer_scenes(job, on_file=lambda done: console.info(f"{done} scenes"))
 

@@ -4,6 +4,7 @@ folders ``low*`` with the same scenes at the small size: either encoded, or gene
 from their captions, as at inference. All of them are written by ``encode-scenes``.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.errors import ConfigError, InputError
-from ultraflash_cli.train.flows import noised, normal
+from ultraflash_cli.train.flows import clean_of, group_flow, noised, normal
 from ultraflash_cli.train.latents import SceneLatents, scene_caption
 from ultraflash_cli.train.loop import Batch, generator_of
 from ultraflash_cli.train.roles import CascadeRoles
@@ -148,6 +149,11 @@ class AnswerScenesJob:
     level: float = 1.0
     """Noise level from which a scene is generated in one step: 1 uses only its caption,
     lower levels keep part of the scene."""
+    scale: int = 1
+    """Above 1, the latents are upsampled and refined by the SR transformer, in one
+    step, as at inference; ``roles`` then include both."""
+    latents: int | None = None
+    """Number of latent frames per scene; None keeps all."""
 
 
 @torch.no_grad()
@@ -162,13 +168,19 @@ def answer_scenes(job: AnswerScenesJob, *, on_file: Callable[[int], None] | None
     for path, facts in zip(scenes.files, scenes.facts, strict=True):
         target = job.out / path.name
         with safe_open(path, "pt") as opened:
-            clean, covers = opened.get_tensor("latents"), opened.get_tensor("covers")
+            clean, covers = (opened.get_tensor(name) for name in ("latents", "covers"))
             metadata = dict(opened.metadata() or {})
+        if job.latents is not None:
+            clean, covers = clean[:, :, : job.latents], covers[:, : job.latents]
+        if job.scale > 1:
+            large = {"size": [job.scale * side for side in facts["size"]]}
+            metadata |= {"facts": json.dumps(facts | large)}
+            covers = covers.repeat_interleave(job.scale, dim=2).repeat_interleave(job.scale, dim=3)
         if not target.exists():
             answers = [
                 _answer(job, scene[None].float(), scenes.seed, int(facts["first"]) + i) for i, scene in enumerate(clean)
             ]
-            tensors = {"latents": torch.cat(answers).half().contiguous(), "covers": covers}
+            tensors = {"latents": torch.cat(answers).half().contiguous(), "covers": covers.contiguous()}
             with output_errors(target), partial_file(target) as part:
                 save_file(tensors, part, metadata=metadata)
         done += len(clean)
@@ -197,4 +209,12 @@ def _answer(job: AnswerScenesJob, clean: Tensor, seed: int, number: int) -> Tens
             first_frame=first,
         ).rings
         done.append(answer)
-    return torch.cat(done, dim=2)
+    made = torch.cat(done, dim=2)
+    return made if job.scale == 1 else _refined(job, made, words, rng)
+
+
+def _refined(job: AnswerScenesJob, low: Tensor, words: str, rng: torch.Generator) -> Tensor:
+    """Return the upsampled latents after one step of the SR transformer."""
+    cond, network = job.roles.upsample(low, job.scale), job.roles.sr_dit
+    noise, level = normal(cond, rng), torch.ones(len(cond))
+    return clean_of(noise, group_flow(network, noise, cond, level, job.roles.context((words,))), level).float()

@@ -75,6 +75,11 @@ RECIPES = {
         Recipe(name="causal_dmd", summary="Distil the SR transformer into one sparse step.", profiles=True),
         Recipe(name="cascade_dpo", summary="Tune the SR transformer by preference (DPO).", profiles=True),
         Recipe(
+            name="cascade_decoder",
+            summary="Tune the decoder on the cascade's own latents.",
+            unpublished="its scenes are rendered; the recipe decoder trains it on clips",
+        ),
+        Recipe(
             name="generator",
             summary="Train a text-to-video generator by flow matching.",
             learns_from="scenes",
