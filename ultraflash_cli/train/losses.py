@@ -13,6 +13,7 @@ __all__ = [
     "information_loss",
     "luma",
     "picture_terms",
+    "shuffle_loss",
     "spread_term",
     "temporal_loss",
     "to_ycbcr",
@@ -21,6 +22,9 @@ __all__ = [
 
 STRUCTURE_STRIDE = 4
 """The structural terms are computed on one frame in four, because they are expensive."""
+
+_FLOOR = 1 / 255
+"""Amplitude of luma detail below which its spread does not matter."""
 
 _RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
@@ -148,6 +152,26 @@ def weave_loss(out_bcthw: Tensor, target_bcthw: Tensor, period: int, *, cells: i
     height, width = (side // period * period for side in detail.shape[2:])
     phases = F.pixel_unshuffle(detail[..., :height, :width], period)
     return F.avg_pool2d(phases, min(cells, *phases.shape[2:]), 1).abs().mean()
+
+
+def shuffle_loss(out_bcthw: Tensor, target_bcthw: Tensor, period: int, *, cells: int = 12) -> Tensor:
+    """Return how differently the energy of luma detail is spread over the ``period^2``
+    positions within the cells of a pixel shuffle, compared with the target's; measured
+    over windows of ``cells`` x ``cells`` cells, 0 is equal.
+
+    In natural pictures all positions have the same energy. A network that is rewarded
+    for texture puts it into some of them only, which looks like a fine grid, whatever
+    the signs (``weave_loss`` sees a grid whose signs agree).
+    """
+    spread: list[Tensor] = []
+    for frames in (out_bcthw, target_bcthw):
+        plane = luma(frames.float()).transpose(1, 2).flatten(0, 1)
+        detail = plane - F.avg_pool2d(plane, 3, 1, 1, count_include_pad=False)
+        height, width = (side // period * period for side in detail.shape[2:])
+        energy = F.pixel_unshuffle(detail[..., :height, :width].square(), period)
+        local = F.avg_pool2d(energy, min(cells, *energy.shape[2:])) + _FLOOR**2
+        spread.append(local / local.mean(dim=1, keepdim=True))
+    return (spread[0] - spread[1]).abs().mean()
 
 
 def _smooth(x_n1hw: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ultraflash_cli.train.critic import Critic, relativistic_loss
 from ultraflash_cli.train.data import Material, PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
-from ultraflash_cli.train.losses import charbonnier, temporal_loss, to_ycbcr, weave_loss
+from ultraflash_cli.train.losses import charbonnier, shuffle_loss, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
 from ultraflash_cli.train.perception import random_views
 from ultraflash_cli.train.recipe import seeded
@@ -82,6 +82,8 @@ class PerceptualConfig(RecipeConfig):
     weave: float = 40.0
     """Weight of the error in detail that repeats with the period of the pixel
     shuffle."""
+    shuffle: float = 3.0
+    """Weight of the uneven spread of detail over the positions of the pixel shuffle."""
     keep: float = 300.0
     """Weight of all errors on clean clips, whose target is the output of the initial
     network."""
@@ -163,6 +165,8 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
     terms[f"likeness_{trunk}"] = config.likeness * share * distance.mean()
     if config.weave:
         terms["weave"] = config.weave * share * weave_loss(drawn, true, 2 * scale)
+    if config.shuffle:
+        terms["shuffle"] = config.shuffle * share * shuffle_loss(drawn, true, 2 * scale)
     if config.adversarial:
         with torch.no_grad():
             score = roles.critic(true).mean()
