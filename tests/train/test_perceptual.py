@@ -20,7 +20,7 @@ from ultraflash_cli.main import main
 from ultraflash_cli.train.data import PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.export import ExportJob, export, networks_of
-from ultraflash_cli.train.losses import weave_loss
+from ultraflash_cli.train.losses import shuffle_loss, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, KeptPairs, MakePairsJob, make_pairs, pairs_hash
 from ultraflash_cli.train.recipes import perceptual
 from ultraflash_cli.train.recipes.perceptual import PerceptualConfig, PerceptualRoles
@@ -104,6 +104,17 @@ def test_a_weave_counts_and_noise_of_its_strength_hardly_does() -> None:
     assert woven > 3 * noisy and weave_loss(flat + 0.1, flat, 4) < 1e-6
 
 
+def test_detail_in_some_positions_of_the_shuffle_only_counts_whatever_its_sign() -> None:
+    flat = torch.full((1, 3, 2, 96, 96), 0.5)
+    grid = torch.zeros(96, 96)
+    grid[::4, ::4] = 0.2
+    signs, spread = (torch.randn(1, 1, 2, 96, 96, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    texture = flat + 0.05 * spread
+    uneven, even = flat + grid * signs.sign(), flat - 0.05 * spread
+    assert shuffle_loss(uneven, texture, 4) > 5 * shuffle_loss(even, texture, 4)
+    assert shuffle_loss(texture, texture, 4) == 0 and shuffle_loss(flat, flat + 0.1, 4) < 1e-4
+
+
 def test_it_starts_as_the_faithful_path_and_on_clean_clips_has_nothing_to_learn(lpips: None) -> None:
     config = config_of()
     roles = roles_of(config)
@@ -116,7 +127,7 @@ def test_it_starts_as_the_faithful_path_and_on_clean_clips_has_nothing_to_learn(
     moved = [p.grad.abs().max() for p in roles.pixels_detail.parameters() if p.grad is not None]
     assert moved and max(moved) < 1e-5
     mixed = perceptual.loss(config, roles, (low, high, 2, torch.tensor([True, False])), torch.Generator())
-    assert mixed.keys() == {"luma", "chroma", "temporal", "likeness_alex", "weave", "adversarial"}
+    assert mixed.keys() == {"luma", "chroma", "temporal", "likeness_alex", "weave", "shuffle", "adversarial"}
     assert float(mixed["luma"].detach()) > 0.05
 
 
