@@ -23,7 +23,7 @@ from ultraflash_cli.bench.models import clip_plan, generator_of, prepare
 from ultraflash_cli.bench.report import WallTime, kernel_lines
 from ultraflash_cli.bench.timing import in_fresh_process, measure, stage_times
 from ultraflash_cli.commands.bench import about_duration
-from ultraflash_cli.commands.wall import measure_wall, predict
+from ultraflash_cli.commands.wall import measure_wall, predict, rate
 from ultraflash_cli.engine.counts import CountingClock, Work, counting, counting_flops
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory, UsageError
@@ -275,3 +275,8 @@ def test_wrong_options_of_the_command_are_one_line(
     assert main(["bench", *options]) == code
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and words in said[0]
+
+
+def test_the_speed_from_file_to_file_leaves_the_first_group_out_unless_it_is_all_there_is() -> None:
+    assert rate(24, 5.0, first_frames=9, first_s=2.0) == 5.0
+    assert rate(9, 4.5, first_frames=9, first_s=4.4) == 2.0

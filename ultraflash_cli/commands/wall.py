@@ -28,7 +28,7 @@ from ultraflash_cli.video.encode import MADE_TICKS, made_spec
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.segment import SegmentWriter
 
-__all__ = ["measure_wall", "predict"]
+__all__ = ["measure_wall", "predict", "rate"]
 
 _PROMPT = "A red boat drifts on a calm lake at sunrise."
 _RATE = 24
@@ -49,11 +49,19 @@ def measure_wall(case: BenchCase) -> WallTime:
     return WallTime(
         frames=report.frames_out,
         seconds=report.seconds,
-        fps=(report.frames_out - sum(first_group)) / (report.seconds - first_s),
+        fps=rate(report.frames_out, report.seconds, first_frames=sum(first_group), first_s=first_s),
         first_frame_seconds=report.first_frame_s,
         codec=str(encoder.get("codec", "unknown")),
         limit=report.limit,
     )
+
+
+def rate(frames: int, seconds: float, *, first_frames: int, first_s: float) -> float:
+    """Return the frames per second after the first group; a clip of a single group counts
+    as a whole."""
+    if first_frames >= frames or first_s >= seconds:
+        return frames / seconds
+    return (frames - first_frames) / (seconds - first_s)
 
 
 def predict(cases: Sequence[BenchCase], wall: bool) -> float | None:
