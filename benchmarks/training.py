@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if settings.only and shown.recipe not in settings.only:
             continue
         command = shown.within(settings.work, settings.share)
-        more = [] if command.recipe == "prepare" else [*log_often(command), *settings.options]
+        more = [] if command.words[0] != "run" else [*log_often(command), *settings.options]
         print(f"{command.recipe} ...", file=sys.stderr)
         found = run(Command((*command.words, *more)), shown=shown)
         if not found:

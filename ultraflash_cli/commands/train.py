@@ -250,6 +250,7 @@ def answer_drawn_scenes(
             "--latents", metavar="N", min=1, help="Latent frames per scene; default: all.", show_default=False
         ),
     ] = None,
+    toy: Annotated[bool, typer.Option("--toy", help="Use the recipes' toy sizes.")] = False,
     precision: Annotated[
         Literal["fp32", "bf16"], typer.Option("--precision", help="Precision of the generator.")
     ] = "fp32",
@@ -261,7 +262,7 @@ def answer_drawn_scenes(
     from ultraflash_cli.engine.profiles import LITE
     from ultraflash_cli.host import keep_freed_memory, usable_cores
     from ultraflash_cli.train.recipes.tv2v_flow_matching import of_scales
-    from ultraflash_cli.train.roles import CascadeRoles
+    from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
     from ultraflash_cli.train.scene_pairs import AnswerScenesJob, answer_scenes
     from ultraflash_cli.weights.load import read_tensors
 
@@ -269,7 +270,8 @@ def answer_drawn_scenes(
         raise UsageError(f"--level must be above 0 and at most 1, got {level:g}")
     factor, parts = int(scale), ["generator", "text_encoder"]
     parts += ["upsamplers", "sr_dit"] if factor > 1 else []
-    roles = CascadeRoles(LITE, tuple(parts), scales=(factor,), words=LITE.prompt_encoder)
+    profile, words = (TOY, TOY_WORDS) if toy else (LITE, LITE.prompt_encoder)
+    roles = CascadeRoles(profile, tuple(parts), scales=(factor,), words=words)
     given = {name: value for path in start_from for name, value in read_tensors(path).items()}
     hint = "average.safetensors of a run of `generator`" + (
         "" if factor == 1 else ", `latent_upsampler` and `causal_dmd`"
