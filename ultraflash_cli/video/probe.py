@@ -135,7 +135,7 @@ class ClipInfo:
     time_base: Fraction
     average_rate: Fraction
     step_s: Fraction
-    """The start and the frame times that the rates imply are multiples of this."""
+    """Largest step that divides the start time and the frame intervals."""
     start_pts: int | None
     """Start of the video stream, in ``time_base``."""
     end_pts: int | None
@@ -369,7 +369,7 @@ def _tagged_end_s(stream: VideoStream) -> Fraction | None:
 
 
 def _common_step(*times_s: Fraction) -> Fraction:
-    """Return the largest step of which all times are multiples."""
+    """Return the largest step that divides all times without remainder."""
     common = lcm(*(time.denominator for time in times_s))
     return Fraction(gcd(*(int(time * common) for time in times_s)), common)
 
