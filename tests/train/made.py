@@ -11,6 +11,7 @@ from ultraflash_cli.engine.stages.pixel_path import PixelPathConfig
 from ultraflash_cli.metrics.lpips import PACKAGE, WEIGHTS, LikenessNet, Trunk
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.degradation import DegradationConfig
+from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 
 CLEAN = DegradationConfig(shares=(("clean", 1.0),))
 """Only scaling."""
@@ -81,6 +82,14 @@ def made_materials(count: int, *, first_seed: int = 0, side: int = 128) -> list[
         Material(f"clip_{seed}", "clip", licence, moving_shapes(seed, side=side))
         for seed in range(first_seed, first_seed + count)
     ]
+
+
+def random_cascade() -> dict[str, torch.Tensor]:
+    """Return random weights of the whole cascade at toy size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        parts = ("encoder", "upsamplers", "decoder", "sr_dit", "generator", "text_encoder")
+        return dict(CascadeRoles(TOY, parts, words=TOY_WORDS).state_dict())
 
 
 def write_likeness_package(folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.train.made import random_cascade
 from ultraflash_cli.errors import ConfigError, InputError
 from ultraflash_cli.main import main
 from ultraflash_cli.train.latents import EncodeScenesJob, SceneLatents, encode_scenes
@@ -36,10 +37,7 @@ WINDOW = SceneWindow(latents=2, rows=4, columns=6, step=2)
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
     """Random weights of the whole cascade."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        parts = ("encoder", "upsamplers", "decoder", "sr_dit", "generator", "text_encoder")
-        return dict(CascadeRoles(TOY, parts, words=TOY_WORDS).state_dict())
+    return random_cascade()
 
 
 @pytest.fixture(scope="module")

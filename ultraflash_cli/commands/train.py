@@ -273,10 +273,8 @@ def answer_drawn_scenes(
     profile, words = (TOY, TOY_WORDS) if toy else (LITE, LITE.prompt_encoder)
     roles = CascadeRoles(profile, tuple(parts), scales=(factor,), words=words)
     given = {name: value for path in start_from for name, value in read_tensors(path).items()}
-    hint = "average.safetensors of a run of `generator`" + (
-        "" if factor == 1 else ", `latent_upsampler` and `causal_dmd`"
-    )
-    roles.load(of_scales(given, (factor,)), hint=hint)
+    stages = "`generator`" if factor == 1 else "`generator`, `latent_upsampler` and `causal_dmd`"
+    roles.load(of_scales(given, (factor,)), hint=f"average.safetensors of a run of {stages}")
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
     job = AnswerScenesJob(scenes=data, out=out, roles=roles, level=level, scale=factor, latents=latents)

@@ -7,7 +7,17 @@ from torch import Tensor
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 
-__all__ = ["chunk_flow", "clean_of", "distribution_terms", "draw_levels", "group_flow", "noised", "normal", "uniform"]
+__all__ = [
+    "chunk_flow",
+    "clean_of",
+    "distribution_terms",
+    "draw_levels",
+    "group_flow",
+    "noised",
+    "normal",
+    "one_step",
+    "uniform",
+]
 
 
 def uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
@@ -94,6 +104,14 @@ def group_flow(
             out = (noisy - cond - out) / _over(noisy, level_b).clamp_min(1e-3)
         flows.append(out)
     return torch.cat(flows, dim=2)
+
+
+def one_step(
+    network: SrDit, cond_bcthw: Tensor, context: Tensor | None, rng: torch.Generator, *, recompute: bool = False
+) -> Tensor:
+    """Return clean latents after one step from pure noise, ``eps - v(eps, y, c, 1)``."""
+    noise, level = normal(cond_bcthw, rng), torch.ones(len(cond_bcthw))
+    return clean_of(noise, group_flow(network, noise, cond_bcthw, level, context, recompute=recompute), level)
 
 
 def chunk_flow(

@@ -2,6 +2,7 @@
 of frames, which a network cannot deceive."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
 
-__all__ = ["LearnedLikeness", "random_views"]
+__all__ = ["LearnedLikeness", "random_views", "viewed_distance"]
 
 
 class LearnedLikeness:
@@ -57,8 +58,28 @@ def random_views(
     )
     affine = torch.stack([rows, columns], dim=1).to(frames_n3hw.device)
     grid = F.affine_grid(affine, [count, 3, side_px, side_px], align_corners=False)
-    pair = (
-        F.grid_sample(x.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-        for x in (frames_n3hw, truth_n3hw)
+    return (
+        F.grid_sample(frames_n3hw.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False),
+        F.grid_sample(truth_n3hw.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False),
     )
-    return next(pair), next(pair)
+
+
+def viewed_distance(
+    frames_bcthw: Tensor,
+    truth_bcthw: Tensor,
+    trunks: Sequence[Trunk],
+    rng: torch.Generator,
+    *,
+    side_px: int | None,
+    zoom: tuple[float, float],
+    dtype: torch.dtype,
+) -> tuple[Trunk, Tensor]:
+    """Return the mean learned distance of one random frame of every clip on a random
+    view (``side_px`` None: on the whole frame), and which of ``trunks``, picked at
+    random, has measured it."""
+    at = int(torch.randint(truth_bcthw.shape[2], (1,), generator=rng))
+    trunk = trunks[int(torch.randint(len(trunks), (1,), generator=rng))]
+    seen, wanted = frames_bcthw[:, :, at].clamp(0, 1), truth_bcthw[:, :, at]
+    if side_px is not None:
+        seen, wanted = random_views(seen, wanted, rng, side_px=side_px, zoom=zoom)
+    return trunk, learned_distance(seen[:, :, None], wanted[:, :, None], trunk, dtype).mean()

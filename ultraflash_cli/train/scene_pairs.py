@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.errors import ConfigError, InputError
-from ultraflash_cli.train.flows import clean_of, group_flow, noised, normal
+from ultraflash_cli.train.flows import noised, normal, one_step
 from ultraflash_cli.train.latents import SceneLatents, scene_caption
 from ultraflash_cli.train.loop import Batch, generator_of
 from ultraflash_cli.train.roles import CascadeRoles
@@ -210,11 +210,6 @@ def _answer(job: AnswerScenesJob, clean: Tensor, seed: int, number: int) -> Tens
         ).rings
         done.append(answer)
     made = torch.cat(done, dim=2)
-    return made if job.scale == 1 else _refined(job, made, words, rng)
-
-
-def _refined(job: AnswerScenesJob, low: Tensor, words: str, rng: torch.Generator) -> Tensor:
-    """Return the upsampled latents after one step of the SR transformer."""
-    cond, network = job.roles.upsample(low, job.scale), job.roles.sr_dit
-    noise, level = normal(cond, rng), torch.ones(len(cond))
-    return clean_of(noise, group_flow(network, noise, cond, level, job.roles.context((words,))), level).float()
+    if job.scale == 1:
+        return made
+    return one_step(job.roles.sr_dit, job.roles.upsample(made, job.scale), job.roles.context((words,)), rng).float()

@@ -32,7 +32,7 @@ _MOST_BOXES = 10_000
 _ISO = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _EBML = b"\x1a\x45\xdf\xa3"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_HEAD_BYTES = len(_PNG) + 25
+PNG_HEAD_BYTES = len(_PNG) + 25
 """Size of the signature and the first chunk."""
 _CHUNK_HEAD = b"ultraflash\0\0\0\0\0"
 """Start of an international text chunk: keyword, no compression, no language, no
@@ -61,9 +61,12 @@ def with_made_chunk(png: bytes, made: str | None) -> bytes:
     """Return a PNG with the tag added."""
     if made is None:
         return png
-    content = b"iTXt" + _CHUNK_HEAD + made.encode()
-    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-    return png[:_PNG_HEAD_BYTES] + chunk + png[_PNG_HEAD_BYTES:]
+    return png[:PNG_HEAD_BYTES] + png_chunk(b"iTXt", _CHUNK_HEAD + made.encode()) + png[PNG_HEAD_BYTES:]
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG: length, kind, content and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def read_made(path: Path) -> str | None:

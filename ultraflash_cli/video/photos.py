@@ -10,14 +10,13 @@ from av.error import FFmpegError
 
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.exif import fitted_exif
+from ultraflash_cli.video.made_tag import PNG_HEAD_BYTES, png_chunk
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Source, open_input
 
 __all__ = ["photo_data", "with_photo_data"]
 
-_HEAD_BYTES = 8 + 25
-"""Size of a PNG's signature and first chunk."""
 _KINDS = {0: b"GRAY", 2: b"RGB ", 4: b"GRAY", 6: b"RGB "}
 """Colour space of a profile by the PNG's type of colour."""
 _OTHER_COLORS = (b"cICP", b"cHRM", b"gAMA", b"sRGB")
@@ -42,16 +41,12 @@ def with_photo_data(png: bytes, data: Mapping[str, bytes]) -> bytes:
     added = b""
     exif = fitted_exif(data.get("EXIF", b""), width_px=width_px, height_px=height_px)
     if exif:
-        added += _chunk(b"eXIf", exif)
+        added += png_chunk(b"eXIf", exif)
     profile = data.get("ICC_PROFILE", b"")
     if profile[16:20] == _KINDS.get(png[25]):
         png = _without(png, _OTHER_COLORS)
-        added += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
-    return png[:_HEAD_BYTES] + added + png[_HEAD_BYTES:]
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        added += png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+    return png[:PNG_HEAD_BYTES] + added + png[PNG_HEAD_BYTES:]
 
 
 def _without(png: bytes, kinds: tuple[bytes, ...]) -> bytes:

@@ -19,14 +19,14 @@ from torch import Tensor
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
 from ultraflash_cli.errors import ConfigError, InputError
-from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
+from ultraflash_cli.metrics.lpips import Trunk, weights_path
 from ultraflash_cli.train.critic import Critic, relativistic_loss, reversed_gradient
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.drawing import Renderer
 from ultraflash_cli.train.latents import SceneLatents, training_scene
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
-from ultraflash_cli.train.perception import random_views
+from ultraflash_cli.train.perception import viewed_distance
 from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.recipes.decoder import is_kernel
 from ultraflash_cli.train.rewards import load_reward, reward_of
@@ -164,14 +164,11 @@ def loss(config: CascadeDecoderConfig, roles: CascadeRoles, batch: Batch, rng: t
     pixels = picture_terms(frames, truth, config.terms)
     terms = {"regression": config.regression * torch.stack(list(pixels.values())).sum()}
     if config.perception:
-        at = int(torch.randint(truth.shape[2], (1,), generator=rng))
-        trunk = config.trunks[int(torch.randint(len(config.trunks), (1,), generator=rng))]
         dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
-        views = random_views(
-            frames[:, :, at].clamp(0, 1), truth[:, :, at], rng, side_px=config.view_px, zoom=config.zoom
+        trunk, distance = viewed_distance(
+            frames, truth, config.trunks, rng, side_px=config.view_px, zoom=config.zoom, dtype=dtype
         )
-        seen, wanted = (view[:, :, None] for view in views)
-        terms[f"likeness_{trunk}"] = config.perception * learned_distance(seen, wanted, trunk, dtype).mean()
+        terms[f"likeness_{trunk}"] = config.perception * distance
     for name, score in reward_of(frames, truth, config.rewards).items():
         terms[f"reward_{name}"] = -score
     if config.adversarial:

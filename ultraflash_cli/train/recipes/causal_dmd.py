@@ -12,7 +12,7 @@ from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.train.critic import Critic, relativistic_loss, reversed_gradient
 from ultraflash_cli.train.data import Material
-from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal
+from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal, one_step
 from ultraflash_cli.train.large import large_loop
 from ultraflash_cli.train.loop import Batch, Learner
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
@@ -118,10 +118,8 @@ class DmdRoles(CascadeRoles):
         self.learn("sr_dit", "fake_score", *(name for name, _ in self.named_children() if name == "critic"))
 
     def one_step(self, cond_bcthw: Tensor, context: Tensor | None, rng: torch.Generator) -> Tensor:
-        """Return the student's clean latents ``eps - v(eps, y, c, 1)``."""
-        noise, level = normal(cond_bcthw, rng), torch.ones(len(cond_bcthw))
-        flow = group_flow(self.sr_dit, noise, cond_bcthw, level, context, recompute=self.recompute)
-        return clean_of(noise, flow, level)
+        """Return the student's clean latents."""
+        return one_step(self.sr_dit, cond_bcthw, context, rng, recompute=self.recompute)
 
 
 def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:

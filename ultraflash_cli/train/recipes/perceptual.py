@@ -21,14 +21,14 @@ from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
+from ultraflash_cli.metrics.lpips import Trunk, weights_path
 from ultraflash_cli.train.critic import Critic, relativistic_loss
 from ultraflash_cli.train.data import Material, PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import charbonnier, shuffle_loss, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
-from ultraflash_cli.train.perception import random_views
+from ultraflash_cli.train.perception import viewed_distance
 from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.roles import load_roles
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
@@ -154,15 +154,12 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
         return terms
 
     drawn, true = out[chosen], truth[chosen]
-    at = int(torch.randint(drawn.shape[2], (1,), generator=rng))
-    trunk = config.trunks[int(torch.randint(len(config.trunks), (1,), generator=rng))]
     share = len(drawn) / len(out)
     dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
-    seen, wanted = drawn[:, :, at].clamp(0, 1), true[:, :, at]
-    if config.view_px is not None:
-        seen, wanted = random_views(seen, wanted, rng, side_px=config.view_px, zoom=config.zoom)
-    distance = learned_distance(seen[:, :, None], wanted[:, :, None], trunk, dtype)
-    terms[f"likeness_{trunk}"] = config.likeness * share * distance.mean()
+    trunk, distance = viewed_distance(
+        drawn, true, config.trunks, rng, side_px=config.view_px, zoom=config.zoom, dtype=dtype
+    )
+    terms[f"likeness_{trunk}"] = config.likeness * share * distance
     if config.weave:
         terms["weave"] = config.weave * share * weave_loss(drawn, true, 2 * scale)
     if config.shuffle:
