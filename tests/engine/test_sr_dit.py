@@ -161,6 +161,15 @@ def test_what_the_cache_dropped_is_forgotten() -> None:
     assert torch.equal(before[:, :, 6:], after[:, :, 6:])
 
 
+def test_without_a_cache_every_group_is_refined_alone() -> None:
+    stage, inputs = build(dataclasses.replace(TINY, kv_len=0, group_latents=2)), clip(4)
+    before = run(stage, inputs, [])
+    inputs.cond_bcthw[:, :, :2] += 1.0
+    after = run(stage, inputs, [])
+    assert not torch.equal(before[:, :, :2], after[:, :, :2])
+    assert torch.equal(before[:, :, 2:], after[:, :, 2:])
+
+
 # Network
 
 
@@ -302,7 +311,7 @@ def test_the_timestep_of_each_sample_counts(stage: SrDit) -> None:
         {"ref_spatial_tokens": 0},
         {"top_k": 0},
         {"top_k_ratio": 0.0},
-        {"kv_len": 0},
+        {"kv_len": -1},
         {"kv_schedule": (3, 0)},
         {"group_latents": 0},
         {"prediction": "noise"},

@@ -131,7 +131,7 @@ class CacheManagement:
         ``groups`` groups."""
         return (
             replace(config, kv_schedule=kv_lengths(groups, kv=config.kv_len))
-            if self.kv
+            if self.kv and config.kv_len
             else config
         )
 

@@ -11,7 +11,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics.lpips import learned_distance, weights_path
 from ultraflash_cli.train.losses import luma
 
-__all__ = ["Scores", "edge_energy", "mean_scores", "scores_of"]
+__all__ = ["Scores", "change_error", "edge_energy", "mean_scores", "scores_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,6 @@ def scores_of(frames_bcthw: Tensor, truth_bcthw: Tensor, dtype: torch.dtype = to
     ``dtype``."""
     out, truth = frames_bcthw.float().clamp(0, 1), truth_bcthw.float()
     count = truth.shape[2]
-    changes = luma(out).diff(dim=2) - luma(truth).diff(dim=2)
-    change = 255 * float(changes.square().mean().sqrt()) if count > 1 else 0.0
     shown = [count // 5, 4 * count // 5]
     lpips = None
     if _has_likeness():
@@ -49,8 +47,17 @@ def scores_of(frames_bcthw: Tensor, truth_bcthw: Tensor, dtype: torch.dtype = to
         psnr=-10 * float(torch.log10((out - truth).square().mean().clamp_min(1e-10))),
         lpips=lpips,
         edges=edge_energy(out) / max(edge_energy(truth), 1e-12),
-        change=change,
+        change=change_error(out, truth),
     )
+
+
+def change_error(frames_bcthw: Tensor, truth_bcthw: Tensor) -> float:
+    """Return the root mean square error of the change of luma from frame to frame, in
+    8-bit levels; 0 for a single frame. Frames are RGB in [0, 1]."""
+    if frames_bcthw.shape[2] == 1:
+        return 0.0
+    changes = luma(frames_bcthw).diff(dim=2) - luma(truth_bcthw).diff(dim=2)
+    return 255 * float(changes.square().mean().sqrt())
 
 
 def edge_energy(frames_bcthw: Tensor) -> float:

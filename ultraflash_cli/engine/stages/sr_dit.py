@@ -73,7 +73,8 @@ class SrDitConfig(DitConfig):
     chunk_frames: int = 2
     """Number of latent frames that attend to each other regardless of order."""
     kv_len: int = 3
-    """Temporal blocks of earlier groups in the KV cache."""
+    """Temporal blocks of earlier groups in the KV cache; with 0 a group attends only to
+    itself."""
     kv_schedule: tuple[int, ...] = ()
     """``kv_len`` after the first, second, ... group; the last value applies to all
     later ones. Empty for a constant ``kv_len``."""
@@ -88,10 +89,11 @@ class SrDitConfig(DitConfig):
     bfloat16."""
 
     def __post_init__(self) -> None:
-        self.check_sizes("chunk_frames", "kv_len", "group_latents", "top_k_ratio")
-        if min(self.text_len, self.local_range, self.head_dim) < 0:
+        self.check_sizes("chunk_frames", "group_latents", "top_k_ratio")
+        if min(self.text_len, self.local_range, self.head_dim, self.kv_len) < 0:
             raise ConfigError(
-                "SR transformer: text_len, local_range and head_dim must be at least 0"
+                "SR transformer: text_len, local_range, head_dim and kv_len must be at "
+                "least 0"
             )
         if self.pool_text and not self.text_len:
             raise ConfigError("SR transformer: pool_text needs a text path")
