@@ -41,8 +41,9 @@ types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # A process a core, each with one thread; the tests of a file stay together, because they share what they have made.
+# conftest.py puts the longest files first.
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 # torch first and by its pin: a package that asks for plain `torch` would bring the CUDA build and gigabytes.
 $(STAMP): pyproject.toml constraints.txt

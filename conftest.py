@@ -8,9 +8,26 @@ import pytest
 import torch
 from hypothesis import settings
 
+from ultraflash_cli.engine import foretell
 from ultraflash_cli.host import keep_scheduling
 
 TIERS = ("cpu", "gpu", "weights")
+LONGEST = (
+    "test_kinds.py",
+    "test_aot.py",
+    "test_stages_earn_their_place.py",
+    "test_hostile.py",
+    "test_fuzz.py",
+    "test_paper_recipes.py",
+    "test_soak.py",
+    "test_killed.py",
+    "test_loop.py",
+    "test_recipes_in_processes.py",
+    "test_docker.py",
+    "test_wheel.py",
+)
+"""Files that take longest. Where several processes share the files, these come first: one that came last would leave
+the other processes idle."""
 HAS_CUDA = torch.cuda.is_available()
 
 if not HAS_CUDA:  # before anything imports triton
@@ -26,7 +43,7 @@ settings.load_profile("ultraflash")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the tier ``cpu`` unless it names another one."""
+    """Give each test the tier ``cpu`` unless it names another one; put the longest files first."""
     for item in items:
         tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
         if len(tiers) > 1:
@@ -35,6 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cpu)
         elif tiers == ["gpu"] and not HAS_CUDA:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ranks = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -42,6 +62,28 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     """Undo what SVT-AV1 does to a test run of root's that encodes with it: real-time scheduling of everything."""
     with keep_scheduling():
         return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_waiting_for_the_disk() -> Generator[None]:
+    """Let `os.fsync` only check its descriptor: a disk takes 10 ms for each of tens of thousands of calls, and no
+    test reads what a power failure leaves. Commands in processes of their own do wait."""
+
+    def check(descriptor: int) -> None:
+        os.fstat(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", check)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def foretelling_from_a_few_pixels() -> Generator[None]:
+    """Time the model on a smaller corner than for users: every dry run and `probe` would compute for seconds. Commands
+    in processes of their own time the large one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foretell, "LOOK_PX", 64 * 48)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with ending_on_signals():
-            code = app(
+            code = _commands()(
                 args=arguments,
                 prog_name="ultraflash",
                 standalone_mode=False,
@@ -118,6 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failure(console, error)
     finally:
         console.close()
+
+
+@cache
+def _commands() -> Any:
+    """Return the parser of all commands; building it takes longer than parsing."""
+    return typer.main.get_command(app)
 
 
 def _failure(console: Console, error: Exception) -> int:

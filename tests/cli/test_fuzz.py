@@ -1,10 +1,9 @@
-"""Damaged inputs through the installed command: each results in a correct file or a
-one-line error, nothing else."""
+"""Damaged inputs through the command: each results in a correct file or a one-line
+error, nothing else."""
 
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -12,8 +11,8 @@ import pytest
 
 from tests.video.clips import ffmpeg
 from tests.video.mutants import mutated
+from ultraflash_cli.main import main
 
-COMMAND = (sys.executable, "-m", "ultraflash_cli")
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=size=32x24:rate=25:duration=0.2")
 SOUND = ("-f", "lavfi", "-i", "sine=sample_rate=48000:duration=0.2")
 SOURCES = {
@@ -67,7 +66,7 @@ def frames_shown(path: Path) -> tuple[int, str]:
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_a_damaged_file_results_in_a_correct_file_or_one_line(
-    originals: list[Path], tmp_path: Path, batch: int
+    originals: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: int
 ) -> None:
     films, out = tmp_path / "films", tmp_path / "out"
     films.mkdir()
@@ -75,12 +74,12 @@ def test_a_damaged_file_results_in_a_correct_file_or_one_line(
     mutants(originals, films, range(batch * each, (batch + 1) * each))
     arguments = ["upscale", films, "-o", out, "--res", "2x", "--model", "lite", "--device", "cpu", "--threads", "1"]
     more = ["--keep-going", "--json", "--max-memory", "600M", "--enc-opt", "preset=ultrafast"]
-    done = subprocess.run([*COMMAND, *map(str, arguments), *more], capture_output=True, text=True, timeout=240)
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    code, said = main([*map(str, arguments), *more]), capsys.readouterr()
+    assert "Traceback" not in said.err, said.err[-3000:]
+    reports = [json.loads(line) for line in said.out.splitlines()]
     assert len(reports) == each, "every file has its object"
     failed = [report for report in reports if "error" in report]
-    assert done.returncode == (9 if failed else 0), done.stderr[-3000:]
+    assert code == (9 if failed else 0), said.err[-3000:]
     assert {report["exit_code"] for report in failed} <= REFUSALS, failed
     assert not [report for report in failed if "\n" in report["error"]], "one line"
     written: set[Path] = set()

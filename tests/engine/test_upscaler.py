@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.upscalers import go_on, pictures, run, upscaler
-from ultraflash_cli.engine.foretell import LOOK_PX, foretold_frame_seconds
+from ultraflash_cli.engine import foretell
+from ultraflash_cli.engine.foretell import foretold_frame_seconds
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
@@ -132,7 +133,7 @@ def test_time_is_foretold_from_a_corner_in_proportion(width: int, height: int, r
     made = upscaler(width, height, res, enlarges_frames=True)
     foretold = foretold_frame_seconds(made, clock=lambda: next(clock))
     whole = made.plan.padded[0] * made.plan.padded[1]
-    least = 2 / made.group_frames(first=False) * max(1, whole / LOOK_PX)
+    least = 2 / made.group_frames(first=False) * max(1, whole / foretell.LOOK_PX)
     assert foretold is not None and least * 0.7 <= foretold <= least * 1.5
 
 

@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,11 @@ class WeightSet:
 def read_manifest(path: Path | None = None) -> dict[str, WeightEntry]:
     """Return the entries by name. Raises WeightsError if the list is missing or malformed."""
     path = path or _manifest_path()
+    return dict(_entries(path, _stamp(path)))
+
+
+@lru_cache
+def _entries(path: Path, _stamp: tuple[int, int]) -> dict[str, WeightEntry]:
     try:
         entries = [_entry(row) for row in _tables(path)["weights"]]
     except (KeyError, TypeError, ConfigError) as error:
@@ -189,6 +195,15 @@ def _tables(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _unreadable(path, error) from error
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when the list is written again."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return status.st_mtime_ns, status.st_size
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
