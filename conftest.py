@@ -5,11 +5,18 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
-from ultraflash_cli.engine import foretell
-from ultraflash_cli.host import keep_scheduling
+from ultraflash_cli.settings import wait_passively
+
+# As the command does it, before torch is imported: the processes of a test run share the cores, and a thread that waits
+# busily for one of another process takes seconds for what takes milliseconds.
+wait_passively()
+
+import torch  # noqa: E402
+
+from ultraflash_cli.engine import foretell  # noqa: E402
+from ultraflash_cli.host import keep_scheduling  # noqa: E402
 
 TIERS = ("cpu", "gpu", "weights")
 LONGEST = (
