@@ -66,9 +66,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Undo what SVT-AV1 does to a test run of root's that encodes with it: real-time scheduling of everything."""
+    """Undo what SVT-AV1 does to a test run of root's that encodes with it, real-time scheduling of everything, and
+    what a command does to torch: a test has as many threads wherever it runs."""
+    threads = torch.get_num_threads()
     with keep_scheduling():
-        return (yield)
+        try:
+            return (yield)
+        finally:
+            torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ The man pages and the files of shell completion in packaging/ are written with i
 import contextlib
 import io
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def exit_codes() -> list[tuple[str, str]]:
     return [(shown, meaning) for _, shown, meaning in sorted(rows)]
 
 
+@cache
 def _root() -> Any:
     return typer.main.get_command(app)
 
@@ -115,7 +117,7 @@ def _names(name: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
 def _help(arguments: tuple[str, ...]) -> str:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        app(
+        _root()(
             [*arguments, "--help"],
             prog_name="ultraflash",
             standalone_mode=False,

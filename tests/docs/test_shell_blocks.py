@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,14 @@ def ultraflash_commands(block: Block) -> Iterator[list[str]]:
                 yield words[words.index("ultraflash") + 1 :]
 
 
+@cache
+def program() -> Any:
+    return typer.main.get_command(app)
+
+
 def parse(arguments: list[str]) -> None:
     """Parse a command with the program's own parser; raise its error."""
-    command: Any = typer.main.get_command(app)
+    command = program()
     context = command.context_class(command, info_name="ultraflash", obj=Console(Settings()))
     words = list(arguments)
     while hasattr(command, "commands"):
