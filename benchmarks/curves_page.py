@@ -97,7 +97,7 @@ def table(rows: Sequence[Row]) -> str:
     """Return all rows as a Markdown table; the last columns are relative to the
     profile's setting."""
     heads = ["", "setting", "key blocks", "CPU s per frame", "SR transformer, CPU s"]
-    heads += ["LPIPS", "tdiff, levels", "time", "LPIPS", "tdiff"]
+    heads += ["LPIPS", "tdiff, levels", "Δ time", "Δ LPIPS", "Δ tdiff"]
     lines = [f"| {' | '.join(heads)} |", "|---|---" + "|---:" * (len(heads) - 2) + "|"]
     for row in rows:
         name = f"**{row.setting}**" if row.is_profile else row.setting
@@ -147,19 +147,23 @@ def _of_budget(rows: Sequence[Row]) -> list[str]:
     own = next(row for row in rows if row.is_profile)
     share = own.sr_seconds_per_frame / own.seconds_per_frame
     best = min(rows, key=lambda row: row.lpips)
-    text = [f"The SR transformer takes {100 * share:.0f} % of the time, more than which no setting of it can save."]
+    text = [f"The SR transformer takes {100 * share:.0f} % of the time, so no setting of it can save more than that."]
     ends = [row for row in (rows[0], rows[-1]) if row is not own]
     effects = [f"with {row.setting} {_effect(rows, row)}" for row in ends]
     text.append(f"Compared with the profile's key budget of {own.setting}, {'; '.join(effects)}.")
     if best is own:
-        text.append("No other budget has a lower LPIPS than the profile's.")
+        text.append("No other budget has a lower LPIPS.")
+    elif best in ends:
+        text.append(f"LPIPS is lowest with {best.setting}.")
     else:
-        text.append(f"LPIPS is lowest with {best.setting}, {_effect(rows, best)}.")
+        text.append(f"LPIPS is lowest with {best.setting}: {_effect(rows, best)}.")
     return text
 
 
 def _of_kv_len(rows: Sequence[Row]) -> list[str]:
     own, without = next(row for row in rows if row.is_profile), rows[0]
+    if without is own:
+        return []
     return [
         f"Compared with the profile's `kv_len` of {own.setting}, with {without.setting} "
         f"(no earlier groups) {_effect(rows, without)}."
@@ -178,13 +182,15 @@ def _of_rules(rows: Sequence[Row]) -> list[str]:
         if row.passes_skipped:
             skipped = f", which skips {100 * row.passes_skipped:.0f} % of the context passes"
         text.append(f"With the rule `{row.setting}`{skipped}, {_effect(rows, row)}.")
-    worth = [f"`{row.setting}`" for row in rows if is_worth_offering(rows, row)]
-    offered = " and ".join(worth) if worth else "none of them"
     text.append(
         f"A rule is worth offering if it saves at least {100 * LEAST_SAVING:.0f} % of the time "
-        f"and raises LPIPS by at most {100 * MOST_LPIPS:.0f} %; "
-        f"here that is {offered}."
+        f"and raises LPIPS by at most {100 * MOST_LPIPS:.0f} %."
     )
+    worth = [f"`{row.setting}`" for row in rows if is_worth_offering(rows, row)]
+    if len(worth) == 1:
+        text.append(f"Only {worth[0]} does.")
+    else:
+        text.append(f"{' and '.join(worth)} do." if worth else "None of them does.")
     return text
 
 

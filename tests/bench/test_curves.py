@@ -183,3 +183,14 @@ def test_a_rule_is_worth_offering_if_it_saves_time_and_keeps_the_likeness(
     own, rule = row("rules", "off", 1, 1, is_profile=True), row("rules", "kv", seconds, lpips)
     assert curves_page.is_worth_offering([own, rule], rule) is worth
     assert not curves_page.is_worth_offering([own, rule], own)
+    told = curves_page._of_rules([own, rule])
+    assert told[-1] == ("Only `kv` does." if worth else "None of them does.")
+
+
+def test_the_page_and_its_picture_show_the_measured_curves(repository: Path) -> None:
+    page = (repository / "docs" / "quality.md").read_text(encoding="utf-8")
+    named = curves_page.BLOCK.search(page)
+    assert named is not None
+    assert curves_page.rewritten(page) == page
+    rows = [Row(**each) for each in curves_page.read_report(named[2])["rows"]]
+    assert (repository / "docs" / "curves.svg").read_text(encoding="utf-8") == curves_page.svg(rows)
