@@ -16,9 +16,11 @@ COURSES = (Course(right=0.5), Course(down=-1.0))
 CONFIG = replace(TINY, grid=GRID, pool_text=True, slide=True, courses=COURSES, taught_frames=12)
 
 
-def moving_places(courses: tuple[Course, ...] = COURSES) -> MovingPlaces:
+def moving_places(
+    courses: tuple[Course, ...] = COURSES, laps: tuple[float, float] | None = None
+) -> MovingPlaces:
     torch.manual_seed(0)
-    made = MovingPlaces(TINY.dim, GRID, courses, taught_frames=12)
+    made = MovingPlaces(TINY.dim, GRID, courses, taught_frames=12, laps=laps)
     torch.nn.init.zeros_(made.clock.weight)
     return made
 
@@ -84,6 +86,33 @@ def test_a_chunk_has_the_positions_of_its_frames_and_time_ends_with_training() -
     assert not torch.allclose(made(text, 1, 10).places, made(text, 1, 11).places, atol=1e-3)
     last, later = made(text, 1, 11), made(text, 1, 500)
     assert torch.equal(last.places, later.places) and torch.equal(last.time, later.time)
+
+
+@torch.no_grad()
+def test_what_leaves_the_picture_comes_back_on_the_other_side() -> None:
+    """Half a token per frame: after 24 frames a lap of 12 tokens is complete, long after the clock has stopped."""
+    made = moving_places(laps=(7.0, 12.0))
+    text = prompt_for(made, 0)
+    first, second = made(text, 3, 0).places, made(text, 3, 24).places
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first[:, 0], moving_places()(text, 1, 0).places[:, 0])
+
+    # A lap has 12 tokens, 8 of which show. After two tokens the right columns are leaving, after eight they are back.
+    leaving, back = made(text, 1, 4).places[0, 0], made(text, 1, 16).places[0, 0]
+    torch.testing.assert_close(leaving[:, 2:], first[0, 0, :, :6], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(back[:, :4], first[0, 0, :, 4:], rtol=1e-4, atol=1e-4)
+    up = prompt_for(made, 1)
+    torch.testing.assert_close(made(up, 1, 14).places, made(up, 1, 0).places, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_hops_and_wing_beats_do_not_end_where_courses_have_laps() -> None:
+    hopping = Course(hop=2.0, rate=math.pi / 4, phases=(0.0, 0.5, 1.0))
+    made = moving_places((hopping, Course()), laps=(7.0, 12.0))
+    text = prompt_for(made, 0)
+    later, much_later = made(text, 8, 16), made(text, 8, 48)
+    torch.testing.assert_close(later.places, much_later.places, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(later.places[:, 0], later.places[:, 2], atol=1e-2)
 
 
 def test_the_prompt_chooses() -> None:

@@ -65,6 +65,27 @@ def test_encoded_scenes_are_what_the_encoder_makes_of_drawn_ones(
     assert len({words for _, words, _ in drawn}) > 10, "captions vary in wording"
 
 
+def test_long_scenes_are_encoded_in_pieces(tmp_path: Path, encoder: dict[str, torch.Tensor]) -> None:
+    encode_scenes(job(tmp_path, encoder, count=1, latents=14))
+    roles = CascadeRoles(TOY, ("encoder",))
+    roles.load(encoder)
+    with torch.no_grad():
+        whole = roles.encode(draw_scene(1, 0, 14, SIZE)[None])
+    latents, *_ = SceneLatents(tmp_path).draw(14, np.random.default_rng(0))
+    torch.testing.assert_close(latents, whole[0], rtol=2e-3, atol=2e-3)
+
+
+def test_a_few_long_scenes_do_not_crowd_out_the_start_of_the_others(
+    tmp_path: Path, encoder: dict[str, torch.Tensor]
+) -> None:
+    encode_scenes(job(tmp_path, encoder, count=18))
+    encode_scenes(job(tmp_path, encoder, first=18, count=2, latents=12))
+    config = generator.configure(steps=1, seed=1, toy=True)
+    config = replace(config, lengths=(ClipLength(latents=1, anywhere=True),))
+    firsts = [generator.scene_batch(config, tmp_path, number)[2] for number in range(0, 400, 2)]
+    assert 5 <= sum(first >= 3 for first in firsts) <= 30, "a tenth of the scenes, three quarters of each"
+
+
 def test_an_interrupted_encoding_resumes_and_other_latents_are_refused(
     tmp_path: Path, encoder: dict[str, torch.Tensor]
 ) -> None:

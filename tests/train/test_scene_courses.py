@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,10 +12,11 @@ from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.canvas import Patch
+from ultraflash_cli.train.drawing import Renderer
 from ultraflash_cli.train.latents import SPEEDS, scene_course, training_scene
 from ultraflash_cli.train.recipes import generator as recipe
 from ultraflash_cli.train.roles import TOY
-from ultraflash_cli.train.scenes import Scene, Thing
+from ultraflash_cli.train.scenes import Kind, Motion, Scene, Thing
 from ultraflash_cli.train.things import Things
 
 assert LITE.generator is not None
@@ -56,6 +58,19 @@ def test_balls_hop_as_the_course_of_the_generator_says(way: int) -> None:
         things.move((last - (FRAMES_PER_LATENT - 1) / 2) / GENERATED_FPS)
         hops = [course.hop * abs(math.sin(course.rate * latent + phase)) for phase in course.phases]
         assert [ROWS * height for height in things.heights] == pytest.approx(hops, abs=0.01)
+
+
+@pytest.mark.parametrize(("kind", "motion"), [("car", "right"), ("car", "left"), ("balloon", "up")])
+def test_things_come_back_after_a_lap_of_the_generator(kind: Kind, motion: Motion) -> None:
+    """Balloons also sway; the slow ones are as high as before after a lap."""
+    assert LITE.generator is not None and LITE.generator.laps is not None
+    down, right = LITE.generator.laps
+    thing = Thing(kind=kind, colour="red", motion=motion, count=1, speed=0.2)
+    renderer = Renderer(Scene(time="day", place="field", weather="clear", thing=thing), height_px=30, width_px=52)
+    lap_s = (down if motion == "up" else right) / ROWS / thing.speed
+    first, later, half = (renderer.frame(second).astype(int) for second in (3.0, 3.0 + lap_s, 3.0 + lap_s / 2))
+    moved, same = np.abs(half - first).mean(), np.abs(later - first).mean()
+    assert same < (0.4 if motion == "up" else 0.05) * moved
 
 
 def test_directions_are_those_of_the_captions() -> None:

@@ -86,6 +86,7 @@ _LITE_GENERATOR = GeneratorConfig(
         *_swinging(_SPEEDS, rate=2.6, hop=3.3),
         *_swinging(_QUICK, rate=7.0),
     ),
+    laps=(19.5, 35.0),
     steps=(1000,),
     shift=1.0,
     window=9,

@@ -3,7 +3,7 @@ training many times."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -72,6 +72,9 @@ SCENES_A_SEED = 100_000_000
 """Number of scenes that belong to one seed; the scenes before those of seed 1 belong to
 no training seed and are used for tests."""
 
+_PIECE_LATENTS = 6
+"""Latent frames that are rendered and encoded at once."""
+
 _SEEN_LEVELS = 8
 """Grey levels by which a thing has to differ from the background."""
 
@@ -111,10 +114,18 @@ def layout_of(number: int) -> tuple[int, int, int]:
 def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> Tensor:
     """Return the frames [3, 4 * latents, H, W] in [0, 1] of a scene; the first one is
     repeated four times, as at the start of a stream."""
+    return torch.cat(list(_pieces(seed, number, latents, size)), dim=1)
+
+
+def _pieces(seed: int, number: int, latents: int, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Yield the frames of a scene in pieces of a few latents."""
     renderer = Renderer(training_scene(seed, number), height_px=size[0], width_px=size[1])
-    clip = [renderer.frame(t / GENERATED_FPS) for t in range(FRAMES_PER_LATENT * (latents - 1) + 1)]
-    clip = clip[:1] * (FRAMES_PER_LATENT - 1) + clip
-    return torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2).float().div_(255)
+    at = range(1 - FRAMES_PER_LATENT, FRAMES_PER_LATENT * (latents - 1) + 1)
+    for first in range(0, len(at), FRAMES_PER_LATENT * _PIECE_LATENTS):
+        piece = [
+            renderer.frame(max(0, t) / GENERATED_FPS) for t in at[first : first + FRAMES_PER_LATENT * _PIECE_LATENTS]
+        ]
+        yield torch.from_numpy(np.stack(piece)).permute(3, 0, 1, 2).float().div_(255)
 
 
 def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
@@ -226,9 +237,7 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
                 raise InputError(f"{path}: contains different latents; choose another folder")
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
-                clips = [
-                    roles.encode(draw_scene(job.seed, number, job.latents, job.size)[None]).half() for number in numbers
-                ]
+                clips = [_encoded(roles, _pieces(job.seed, number, job.latents, job.size)) for number in numbers]
             cells = clips[0].shape[3], clips[0].shape[4]
             covers = [thing_cover(job.seed, number, job.latents, cells) for number in numbers]
             tensors = {"latents": torch.cat(clips).contiguous(), "covers": torch.stack(covers)}
@@ -237,6 +246,16 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
 
         if on_file is not None:
             on_file(numbers.stop - job.first)
+
+
+def _encoded(roles: CascadeRoles, pieces: Iterator[Tensor]) -> Tensor:
+    """Return the float16 latents [1, C, T, h, w] of a clip that comes in pieces."""
+    latents: list[Tensor] = []
+    memories: tuple[Tensor, ...] | None = None
+    for frames in pieces:
+        latent, memories = roles.encoder.encode(frames[None], memories)
+        latents.append(latent.float())
+    return torch.cat(latents, dim=2).half()
 
 
 class SceneLatents:
@@ -262,17 +281,26 @@ class SceneLatents:
         """Number of latent frames of the longest scenes."""
         return max(shape[2] for shape in self.shapes)
 
+    def length_of_one(self, rng: np.random.Generator, *, least: int) -> int:
+        """Return the number of latent frames of a random scene that has at least
+        ``least``. Raises InputError if there is none."""
+        return self.shapes[self._file_of_one(least, rng)][2]
+
+    def _file_of_one(self, least: int, rng: np.random.Generator) -> int:
+        """Return the index of the file of a random scene of at least ``least`` latent
+        frames."""
+        sizes = np.array([shape[0] if shape[2] >= least else 0 for shape in self.shapes])
+        if not sizes.any():
+            raise InputError(f"{self.files[0].parent}: scenes have at most {self.longest} latents, not {least}")
+        return int(rng.choice(len(sizes), p=sizes / sizes.sum()))
+
     def draw(self, count: int, rng: np.random.Generator, *, first: int = 0) -> tuple[Tensor, str, Tensor]:
         """Return latent frames ``first`` to ``first + count`` [C, count, h, w] of a
         random scene, its caption and its mask. Latents are float32; see ``thing_cover``
         for the mask. Raises InputError if no scene is long enough.
         """
-        least = first + count
-        sizes = np.array([shape[0] if shape[2] >= least else 0 for shape in self.shapes])
-        if not sizes.any():
-            raise InputError(f"{self.files[0].parent}: scenes have at most {self.longest} latents, not {least}")
-        file = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
-        i = int(rng.integers(sizes[file]))
+        file = self._file_of_one(first + count, rng)
+        i = int(rng.integers(self.shapes[file][0]))
         with safe_open(self.files[file], "pt") as opened:
             latents = opened.get_slice("latents")[i, :, first : first + count].float()
             cover = opened.get_slice("covers")[i, first : first + count]

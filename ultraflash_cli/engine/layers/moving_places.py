@@ -66,9 +66,11 @@ class MovingPlaces(nn.Module):
         grid: tuple[int, int],
         courses: tuple[Course, ...],
         taught_frames: int,
+        laps: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.grid, self.courses, self.taught_frames = grid, courses, taught_frames
+        self.laps = laps
         self.choice = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(courses))
         )
@@ -90,8 +92,10 @@ class MovingPlaces(nn.Module):
             position: Index in the stream of the chunk's first latent frame.
         """
         share = self.choice(text).float().softmax(dim=-1)
-        time = torch.arange(frames, device=text.device) + position
-        time = time.clamp(max=self.taught_frames - 1).float()
+        time = (torch.arange(frames, device=text.device) + position).float()
+        told = time.clamp(max=self.taught_frames - 1)
+        if self.laps is None:
+            time = told
         down, right, hop, rate = (
             time.new_tensor([getattr(course, name) for course in self.courses])
             for name in ("down", "right", "hop", "rate")
@@ -101,13 +105,15 @@ class MovingPlaces(nn.Module):
         # [course, frame, member], [course, frame, member, sines and cosines]
         angle = rate[:, None, None] * time[:, None] + phases[:, None]
         swings = (rate[:, None, None, None] != 0) * _waves(angle, _counts(_HARMONICS, time))
-        below = (down[:, None] * time).unsqueeze(2) - hop[:, None, None] * angle.sin().abs()
-        aside = right[:, None] * time
+        hops = hop[:, None, None] * angle.sin().abs()
+        lap_down, lap_right = self.laps or (None, None)
+        rows_at = self._along(self.grid[0], (down[:, None] * time).unsqueeze(2), lap_down)
+        columns_at = self._along(self.grid[1], right[:, None] * time, lap_right)
 
-        row_waves = _mixed(share, self._along(self.grid[0], below).movedim(2, 3).flatten(3))
-        column_waves = _mixed(share, self._along(self.grid[1], aside))
+        row_waves = _mixed(share, _place_waves(rows_at + hops.unsqueeze(3), self.grid[0]).movedim(2, 3).flatten(3))
+        column_waves = _mixed(share, _place_waves(columns_at, self.grid[1]))
         beats = _waves(
-            time, _counts(self.taught_frames - 1, time) * (math.pi / self.taught_frames)
+            told, _counts(self.taught_frames - 1, time) * (math.pi / self.taught_frames)
         )
         beats, swing = beats.to(text.dtype), _mixed(share, swings.flatten(2)).to(text.dtype)
         rows, columns = (
@@ -121,13 +127,22 @@ class MovingPlaces(nn.Module):
         )
 
     @staticmethod
-    def _along(size: int, moved: Tensor) -> Tensor:
-        """Return the sines and cosines of one axis for displacements of any shape,
-        ``[..., size, 2 * waves]``."""
-        falling = torch.linspace(0, 1, _WAVES, device=moved.device)
-        wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
+    def _along(size: int, moved: Tensor, lap: float | None) -> Tensor:
+        """Return the coordinates ``[..., size]`` of one axis in a frame of reference,
+        for displacements of any shape."""
         at = torch.arange(size, device=moved.device) - moved.unsqueeze(-1)
-        return _waves(at.clamp(-_BESIDE, size + _BESIDE), wave_numbers)
+        if lap is None:
+            return at
+        first = (size - 1 - lap) / 2
+        return (at - first).remainder(lap) + first
+
+
+def _place_waves(at: Tensor, size: int) -> Tensor:
+    """Return the sines and cosines of coordinates of an axis of ``size`` tokens, in a
+    new last dimension."""
+    falling = torch.linspace(0, 1, _WAVES, device=at.device)
+    wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
+    return _waves(at.clamp(-_BESIDE, size + _BESIDE), wave_numbers)
 
 
 def _counts(last: int, like: Tensor) -> Tensor:

@@ -66,6 +66,10 @@ class GeneratorConfig(DitConfig):
     taught_frames: int = 21
     """Number of latent frames, at least 2, after which the clock and the moving frames
     of reference stand still."""
+    laps: tuple[float, float] | None = None
+    """Rows and columns of tokens after which an object that has left the picture comes
+    back on the other side, so that courses never end. None if they stand still with
+    the clock."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
@@ -226,7 +230,7 @@ class Generator(Dit):
         self.moving_places = None
         if config.courses and config.grid is not None:
             self.moving_places = MovingPlaces(
-                dim, config.grid, config.courses, config.taught_frames
+                dim, config.grid, config.courses, config.taught_frames, config.laps
             )
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(

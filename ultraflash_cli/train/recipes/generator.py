@@ -184,7 +184,8 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
         if length.anywhere:
             chunk = generator.chunk_latents
             unit = min(chunk, length.latents)
-            end = unit * int(shared.integers(2 if length.latents > chunk else 1, scenes.longest // unit + 1))
+            least = 2 if length.latents > chunk else 1
+            end = unit * int(shared.integers(least, scenes.length_of_one(shared, least=least * unit) // unit + 1))
             first = max(0, end - length.latents)
             count = end - first
         drawn = [scenes.draw(count, rng, first=first or 0) for _ in range(clips)]
