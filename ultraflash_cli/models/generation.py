@@ -112,7 +112,7 @@ def plan_clip(
         frames=plan.total_frames if seconds is None else min(plan.total_frames, _frames_for(seconds)),
         prefix_frames=tuple(map(_frames_of, _prefixes(generator, latents))) if continues else (),
         cache_management=rules,
-        remarks=_remarks(profile, generator, latents),
+        remarks=_remarks(profile, generator),
     )
 
 
@@ -190,17 +190,11 @@ def _has_long_weights(profile: Profile, folder: Path | None) -> bool:
     return all(store.installed(manifest[profile.weight_of(part)]) for part in ("long_generator", "long_lora"))
 
 
-def _remarks(profile: Profile, generator: GeneratorConfig, latents: int) -> tuple[str, ...]:
+def _remarks(profile: Profile, generator: GeneratorConfig) -> tuple[str, ...]:
     if generator not in (profile.generator, profile.long_generator):
         return (
             f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
             f"slides. `ultraflash weights pull {profile.name}-long` installs the variant for long clips",
-        )
-    if generator.courses and latents > generator.taught_frames:
-        taught = _frames_of(generator.taught_frames)
-        return (
-            f"longer than the {taught} frames for which {profile.name} knows where moving objects are; after that "
-            "they may stop or lose their shape",
         )
     return ()
 

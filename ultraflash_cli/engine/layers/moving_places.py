@@ -58,7 +58,12 @@ class PlacesAndTime(NamedTuple):
 
 class MovingPlaces(nn.Module):
     """Position embeddings in a frame of reference whose course the prompt chooses,
-    and a clock."""
+    and a clock.
+
+    ``laps`` are the rows and columns of tokens that a frame of reference moves until
+    everything is back where it was. The clock stops after ``taught_frames`` latent
+    frames; without laps everything stops with it.
+    """
 
     def __init__(
         self,
@@ -110,16 +115,15 @@ class MovingPlaces(nn.Module):
         rows_at = self._along(self.grid[0], (down[:, None] * time).unsqueeze(2), lap_down)
         columns_at = self._along(self.grid[1], right[:, None] * time, lap_right)
 
-        row_waves = _mixed(share, _place_waves(rows_at + hops.unsqueeze(3), self.grid[0]).movedim(2, 3).flatten(3))
-        column_waves = _mixed(share, _place_waves(columns_at, self.grid[1]))
+        rows_at = rows_at + hops.unsqueeze(3)
+        row_waves = _place_waves(rows_at, self.grid[0]).movedim(2, 3).flatten(3)
+        column_waves = _place_waves(columns_at, self.grid[1])
         beats = _waves(
             told, _counts(self.taught_frames - 1, time) * (math.pi / self.taught_frames)
         )
         beats, swing = beats.to(text.dtype), _mixed(share, swings.flatten(2)).to(text.dtype)
-        rows, columns = (
-            self.rows(row_waves.to(text.dtype)),
-            self.columns(column_waves.to(text.dtype)),
-        )
+        rows = self.rows(_mixed(share, row_waves).to(text.dtype))
+        columns = self.columns(_mixed(share, column_waves).to(text.dtype))
         moment = self.clock(beats) + self.swing(swing)
         return PlacesAndTime(
             rows.unsqueeze(3) + columns.unsqueeze(2) + moment[:, :, None, None],

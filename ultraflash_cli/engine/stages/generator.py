@@ -64,12 +64,10 @@ class GeneratorConfig(DitConfig):
     object on that course keeps its position in the frame. Requires a grid and
     ``pool_text``."""
     taught_frames: int = 21
-    """Number of latent frames, at least 2, after which the clock and the moving frames
-    of reference stand still."""
+    """Number of latent frames, at least 2, after which the clock stands still."""
     laps: tuple[float, float] | None = None
-    """Rows and columns of tokens after which an object that has left the picture comes
-    back on the other side, so that courses never end. None if they stand still with
-    the clock."""
+    """Rows and columns of tokens after which what left the picture is back on the other
+    side, so that courses never end. Without it they stand still with the clock."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
