@@ -6,7 +6,7 @@ import pytest
 
 from ultraflash_cli.engine.profiles import ULTRAFLASH
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.train.recipes import causal_dmd, tv2v_flow_matching
+from ultraflash_cli.train.recipes import causal_dmd, generator, tv2v_flow_matching
 from ultraflash_cli.train.settings import changed, find_profile, parse_settings
 
 
@@ -27,6 +27,16 @@ def test_a_setting_is_changed_by_its_dotted_name_as_its_type() -> None:
     assert config.profile.sr_dit is not None and config.profile.sr_dit.num_layers == 4
     assert (config.loop.precision, config.loop.recompute) == ("fp32", False)
     assert changed(config, parse_settings([("decoded", "none")])).decoded is None
+
+
+def test_a_group_of_settings_is_an_inline_table() -> None:
+    config = generator.configure(steps=3, seed=1)
+    table = "[{latents = 3, clips = 2, odds = [1, 0.5], anywhere = true}, {latents = 6}]"
+    config = changed(config, parse_settings([("lengths", table)]))
+    first = generator.ClipLength(latents=3, clips=2.0, odds=(1.0, 0.5), anywhere=True)
+    assert config.lengths == (first, generator.ClipLength(latents=6))
+    with pytest.raises(UsageError, match="setting lengths"):
+        changed(config, parse_settings([("lengths", "[{latents = 3, frames = 2}]")]))
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,11 @@ def _fitted(value: Any, hint: Any) -> Any:
             return tuple(_fitted(item, arguments[0]) for item in items)
         return tuple(_fitted(item, one) for item, one in zip(items, arguments, strict=True))
 
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        table, kinds = cast("dict[str, Any]", value), get_type_hints(hint)
+        if not table.keys() <= {each.name for each in fields(hint)}:
+            raise ValueError
+        return hint(**{name: _fitted(item, kinds[name]) for name, item in table.items()})
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is None or hint is type(None):
