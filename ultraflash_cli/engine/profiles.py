@@ -87,6 +87,10 @@ _LITE_GENERATOR = GeneratorConfig(
         *_swinging(_QUICK, rate=7.0),
     ),
     laps=(19.5, 35.0),
+    slow_frames=81,
+    wave_rates=tuple(
+        rate * FRAMES_PER_LATENT / GENERATED_FPS for rate in (1.1, 1.3, 1.5, 1.7)
+    ),
     steps=(1000,),
     shift=1.0,
     window=9,

@@ -24,6 +24,9 @@ _BESIDE = 18.0
 _HARMONICS = 2
 """Number of harmonics of an object's swing."""
 
+_SLOW = 2
+"""Number of harmonics of the slow clock."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
@@ -62,7 +65,9 @@ class MovingPlaces(nn.Module):
 
     ``laps`` are the rows and columns of tokens that a frame of reference moves until
     everything is back where it was. The clock stops after ``taught_frames`` latent
-    frames; without laps everything stops with it.
+    frames; without laps everything stops with it. Beside it there may be a slow clock,
+    which stops after ``slow_frames``, and waves that never stop, with ``rates`` in
+    radians per latent frame.
     """
 
     def __init__(
@@ -72,18 +77,19 @@ class MovingPlaces(nn.Module):
         courses: tuple[Course, ...],
         taught_frames: int,
         laps: tuple[float, float] | None = None,
+        slow_frames: int = 0,
+        rates: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         self.grid, self.courses, self.taught_frames = grid, courses, taught_frames
-        self.laps = laps
+        self.laps, self.slow_frames, self.rates = laps, slow_frames, rates
+        beats = 2 * (taught_frames - 1 + _SLOW * bool(slow_frames) + len(rates))
         self.choice = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(courses))
         )
         self.rows = nn.Linear(MEMBERS * 2 * _WAVES, dim, bias=False)
         self.columns = nn.Linear(2 * _WAVES, dim, bias=False)
-        self.clock, self.modulation = (
-            nn.Linear(2 * (taught_frames - 1), dim, bias=False) for _ in range(2)
-        )
+        self.clock, self.modulation = (nn.Linear(beats, dim, bias=False) for _ in range(2))
         self.swing, self.swing_modulation = (
             nn.Linear(MEMBERS * 2 * _HARMONICS, dim, bias=False) for _ in range(2)
         )
@@ -98,9 +104,9 @@ class MovingPlaces(nn.Module):
         """
         share = self.choice(text).float().softmax(dim=-1)
         time = (torch.arange(frames, device=text.device) + position).float()
-        told = time.clamp(max=self.taught_frames - 1)
+        beats = self._beats(time).to(text.dtype)
         if self.laps is None:
-            time = told
+            time = time.clamp(max=self.taught_frames - 1)
         down, right, hop, rate = (
             time.new_tensor([getattr(course, name) for course in self.courses])
             for name in ("down", "right", "hop", "rate")
@@ -118,10 +124,7 @@ class MovingPlaces(nn.Module):
         rows_at = rows_at + hops.unsqueeze(3)
         row_waves = _place_waves(rows_at, self.grid[0]).movedim(2, 3).flatten(3)
         column_waves = _place_waves(columns_at, self.grid[1])
-        beats = _waves(
-            told, _counts(self.taught_frames - 1, time) * (math.pi / self.taught_frames)
-        )
-        beats, swing = beats.to(text.dtype), _mixed(share, swings.flatten(2)).to(text.dtype)
+        swing = _mixed(share, swings.flatten(2)).to(text.dtype)
         rows = self.rows(_mixed(share, row_waves).to(text.dtype))
         columns = self.columns(_mixed(share, column_waves).to(text.dtype))
         moment = self.clock(beats) + self.swing(swing)
@@ -129,6 +132,15 @@ class MovingPlaces(nn.Module):
             rows.unsqueeze(3) + columns.unsqueeze(2) + moment[:, :, None, None],
             self.modulation(beats) + self.swing_modulation(swing),
         )
+
+    def _beats(self, time: Tensor) -> Tensor:
+        """Return the sines and cosines of the clocks, ``[frames, waves]``."""
+        waves = [_clock(time, self.taught_frames, self.taught_frames - 1)]
+        if self.slow_frames:
+            waves.append(_clock(time, self.slow_frames, _SLOW))
+        if self.rates:
+            waves.append(_waves(time, time.new_tensor(self.rates)))
+        return torch.cat(waves, dim=-1)
 
     @staticmethod
     def _along(size: int, moved: Tensor, lap: float | None) -> Tensor:
@@ -147,6 +159,12 @@ def _place_waves(at: Tensor, size: int) -> Tensor:
     falling = torch.linspace(0, 1, _WAVES, device=at.device)
     wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
     return _waves(at.clamp(-_BESIDE, size + _BESIDE), wave_numbers)
+
+
+def _clock(time: Tensor, frames: int, waves: int) -> Tensor:
+    """Return the sines and cosines of a clock that stops after ``frames`` frames."""
+    wave_numbers = _counts(waves, time) * (math.pi / frames)
+    return _waves(time.clamp(max=frames - 1), wave_numbers)
 
 
 def _counts(last: int, like: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class GeneratorConfig(DitConfig):
     laps: tuple[float, float] | None = None
     """Rows and columns of tokens after which what left the picture is back on the other
     side, so that courses never end. Without it they stand still with the clock."""
+    slow_frames: int = 0
+    """Number of latent frames after which a slow clock stands still; 0 for none."""
+    wave_rates: tuple[float, ...] = ()
+    """Angular frequencies, in radians per latent frame, of waves that tell the time
+    beside the clocks and never stop."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
@@ -228,7 +233,13 @@ class Generator(Dit):
         self.moving_places = None
         if config.courses and config.grid is not None:
             self.moving_places = MovingPlaces(
-                dim, config.grid, config.courses, config.taught_frames, config.laps
+                dim,
+                config.grid,
+                config.courses,
+                config.taught_frames,
+                config.laps,
+                config.slow_frames,
+                config.wave_rates,
             )
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(
