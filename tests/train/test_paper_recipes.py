@@ -184,6 +184,21 @@ def test_flow_matching_starts_from_a_generator_where_one_is_given(chain: Chain) 
     assert (roles.sr_dit.patch_embedding.weight[:, 8:] == 0).all()
 
 
+def test_a_student_that_was_trained_before_starts_beside_its_teacher(chain: Chain) -> None:
+    teacher = chain.tv2v()
+    student = {name: value + 1 if name.startswith("sr_dit.") else value for name, value in teacher.items()}
+    roles = causal_dmd.start(toy(causal_dmd, 2), [], causal_dmd.merge([teacher, student]))
+    for name, value in roles.sr_dit.state_dict().items():
+        assert torch.equal(value, student[f"sr_dit.{name}"])
+        for score in (roles.real_score, roles.fake_score):
+            assert torch.equal(score.state_dict()[name], teacher[f"sr_dit.{name}"])
+    alone = causal_dmd.start(toy(causal_dmd, 2), [], causal_dmd.merge([teacher]))
+    assert all(map(torch.equal, alone.real_score.state_dict().values(), alone.sr_dit.state_dict().values()))
+    shifted = {name: value[:1] for name, value in teacher.items()}
+    with pytest.raises(WeightsError, match="teacher"):
+        causal_dmd.start(toy(causal_dmd, 2), [], causal_dmd.merge([shifted, student]))
+
+
 def test_a_dense_transformer_sees_every_chunk_before_and_none_after(chain: Chain) -> None:
     assert TOY.sr_dit is not None
     network = SrDit(dense(TOY.sr_dit))

@@ -1,6 +1,7 @@
 """Recipe ``causal_dmd``: distil the many-step dense transformer into a one-step
 block-sparse one, with hybrid rewards."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.train.critic import Critic, relativistic_loss, reversed_gradient
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal, one_step
@@ -41,6 +43,7 @@ __all__ = [
     "critic_loss",
     "learners",
     "make",
+    "merge",
     "pictures",
     "start",
     "student_loss",
@@ -51,6 +54,9 @@ NETWORKS = ("sr_dit",)
 
 HELPERS = ("real_score", "fake_score", "critic")
 """Roles needed only for training."""
+
+TEACHER = "teacher."
+"""Prefix of the weights of a teacher that is not the student's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +116,11 @@ class DmdRoles(CascadeRoles):
             self.critic = Critic()
         self.real_score, self.fake_score = (SrDit(wide).requires_grad_(False) for _ in range(2))
 
-    def begin(self) -> None:
-        """Copy the student's weights to both scores, and make the learners
-        trainable."""
+    def begin(self, teacher: Mapping[str, Tensor]) -> None:
+        """Copy the teacher's weights, or the student's if there are none, to both
+        scores, and make the learners trainable."""
         for score in (self.real_score, self.fake_score):
-            score.load_state_dict(self.sr_dit.state_dict())
+            score.load_state_dict(teacher or self.sr_dit.state_dict())
         self.learn("sr_dit", "fake_score", *(name for name, _ in self.named_children() if name == "critic"))
 
     def one_step(self, cond_bcthw: Tensor, context: Tensor | None, rng: torch.Generator) -> Tensor:
@@ -247,7 +253,8 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
 
 
 def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DmdRoles:
-    """Return the roles before the first step: student and both scores are the transformer of ``weights``.
+    """Return the roles before the first step: student and both scores are the transformer of ``weights``, or the scores
+    the teacher of ``merge``.
 
     Raises UsageError without weights, WeightsError where they do not fit.
     """
@@ -256,9 +263,26 @@ def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tenso
     given = of_scales(weights or {}, config.scales)
     given = {name: value for name, value in given.items() if name.split(".")[0] not in HELPERS}
     roles.load(given or None, fresh=HELPERS, hint="average.safetensors of a run of `tv2v_flow_matching`")
-    roles.begin()
+    teacher = {name.split(".", 1)[1]: value for name, value in (weights or {}).items() if name.startswith(TEACHER)}
+    try:
+        roles.begin(teacher)
+    except RuntimeError as error:
+        raise WeightsError(f"the teacher does not fit {config.profile.name}: {error}") from error
     weigh_channels(config, roles)
     return roles
+
+
+def merge(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the weights of several runs as one. If two have an SR transformer, the first is the teacher, from which
+    both scores start, and the last the student."""
+    transformers = [{k: v for k, v in each.items() if k.startswith("sr_dit.")} for each in weights]
+    transformers = [each for each in transformers if each]
+    merged: dict[str, Tensor] = {}
+    for each in weights:
+        merged |= each
+    if len(transformers) > 1:
+        merged |= {TEACHER + name.split(".", 1)[1]: value for name, value in transformers[0].items()}
+    return merged
 
 
 def clips(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
