@@ -16,9 +16,7 @@ COURSES = (Course(right=0.5), Course(down=-1.0))
 CONFIG = replace(TINY, grid=GRID, pool_text=True, slide=True, courses=COURSES, taught_frames=12)
 
 
-def moving_places(
-    courses: tuple[Course, ...] = COURSES, laps: tuple[float, float] | None = None
-) -> MovingPlaces:
+def moving_places(courses: tuple[Course, ...] = COURSES, laps: tuple[float, float] | None = None) -> MovingPlaces:
     torch.manual_seed(0)
     made = MovingPlaces(TINY.dim, GRID, courses, taught_frames=12, laps=laps)
     torch.nn.init.zeros_(made.clock.weight)
