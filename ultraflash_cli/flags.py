@@ -14,6 +14,7 @@ _NAMES = {
     "av1": "av01 svtav1 libsvtav1 libaomav1 aom rav1e av1nvenc",
     "vp9": "vp09 vpx vpx9 libvpx libvpxvp9 webm",
     "prores": "proresks proresaw apcn apch ap4h",
+    "jpeg": "jpg mjpeg mjpg",
     "y4m": "rawvideo raw yuv yuv4mpeg",
     "frame": "on always yes",
     "off": "no never",

@@ -1,13 +1,13 @@
 """Photos through the command, and what only looks like one."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
+from tests.cli.photographs import photo, tags_of
 from tests.jobs.doubler import builder
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
@@ -63,41 +63,13 @@ def test_two_pictures_in_a_file_are_no_photo_and_that_is_said_before_the_work(
     assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("name", ["out.webp", "out.jpg", "out.gif"])
-def test_pictures_are_written_as_png_only(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["out.webp", "out.bmp", "out.gif"])
+def test_pictures_are_written_as_png_and_jpeg_only(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one_after_the_other(tmp_path / "a.png")
     assert main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / name)]) == 2
     assert "unknown container; use .mp4" in capsys.readouterr().err
-
-
-def tags_of(path: Path) -> dict[str, object]:
-    with Image.open(path) as picture:
-        picture.load()
-        exif, profile = picture.getexif(), picture.info.get("icc_profile", b"")
-        more, place = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
-        return {
-            "size": picture.size,
-            "maker": exif.get(0x010F),
-            "copyright": exif.get(0x8298),
-            "orientation": exif.get(0x0112, 1),
-            "date": more.get(0x9003),
-            "dimensions": (more.get(0xA002), more.get(0xA003)),
-            "latitude": place.get(2),
-            "profile": ImageCms.getProfileName(ImageCms.ImageCmsProfile(io.BytesIO(profile))) if profile else None,
-        }
-
-
-def photo(path: Path, *, maker: str = "Maker", orientation: int = 6, profile: bool = True) -> Path:
-    """A photo of 64x48 stored pixels, red in the stored top left corner."""
-    exif = Image.Exif()
-    exif[0x010F], exif[0x8298], exif[0x0112] = maker, "(c) Ann", orientation
-    exif.get_ifd(0x8769).update({0x9003: "2024:01:02 03:04:05", 0xA002: 64, 0xA003: 48})
-    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 29.0)})
-    pixels = np.full((48, 64, 3), 60, np.uint8)
-    pixels[:24, :32] = [220, 30, 30]
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() if profile else None
-    Image.fromarray(pixels).save(path, exif=exif, icc_profile=icc)
-    return path
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif"])

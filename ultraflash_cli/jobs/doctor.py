@@ -26,6 +26,7 @@ _ENCODERS = {
     "prores": "prores_ks",
     "ffv1": "ffv1",
     "png": "png",
+    "jpeg": "mjpeg",
 }
 _TEXT_PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
 """Packages needed by the published model's text encoder."""

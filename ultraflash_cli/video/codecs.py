@@ -6,6 +6,7 @@ from fractions import Fraction
 import av
 
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.video.sequence import WRITTEN_PICTURES
 
 __all__ = [
     "CODECS",
@@ -47,6 +48,8 @@ class Codec:
     """Whether the stream can hold HDR metadata."""
     has_turn: bool = True
     """Whether its containers can store a rotation."""
+    is_jfif: bool = False
+    """Whether pictures are full-range BT.601 with the chroma samples between the pixels."""
     options: dict[str, str] = field(default_factory=dict[str, str])
     """Encoder settings that do not depend on the clip."""
 
@@ -153,6 +156,17 @@ CODECS = {
         alpha_fmts=("rgba", "rgba64be"),
         has_turn=False,
     ),
+    "jpeg": Codec(
+        encoder="mjpeg",
+        segment_format="nut",
+        crf=None,
+        max_crf=0,
+        pix_fmts=("yuv420p", "yuv444p"),
+        has_turn=False,
+        is_jfif=True,
+        # The finest scale: tables like those of libjpeg at quality 95. bitexact: no comment.
+        options={"qmin": "1", "qmax": "1", "flags": "+bitexact"},
+    ),
     "y4m": Codec(
         encoder="ffv1",
         segment_format="nut",
@@ -168,7 +182,11 @@ written uncompressed."""
 
 _TRANSPARENT = {".webm": ("vp9",), ".mkv": ("vp9", "ffv1"), ".mov": ("prores",), "": ("vp9", "prores")}
 """Codecs for transparent video by suffix; the last one is for more than 8 bits."""
-_OF_SUFFIX = {".webm": ("vp9", "av1"), ".png": ("png",), ".y4m": ("y4m",)}
+_OF_SUFFIX = {
+    ".webm": ("vp9", "av1"),
+    ".y4m": ("y4m",),
+    **{suffix: (codec,) for suffix, codec in WRITTEN_PICTURES.items()},
+}
 """Codecs for opaque video by suffix, for containers that hold neither H.264 nor
 HEVC."""
 

@@ -32,6 +32,7 @@ __all__ = [
     "chroma_location",
     "content_light",
     "is_rgb",
+    "jfif_color",
     "mastering_display",
     "narrowed",
     "output_color",
@@ -225,6 +226,12 @@ def output_color(color: ColorInfo) -> ColorInfo:
     return color
 
 
+def jfif_color(color: ColorInfo) -> ColorInfo:
+    """Return the tags of a JPEG of a picture that was read with ``color``: JFIF fixes the
+    matrix to BT.601 and the range to full."""
+    return replace(color, matrix=_BT470BG, range=FULL)
+
+
 def rgb_filter(
     color: ColorInfo,
     *,
@@ -323,14 +330,15 @@ def as_alpha(gray: av.VideoFrame, *, deep: bool) -> Picture:
     return as_picture(((levels * target + most // 2) // most).astype(np.uint16 if deep else np.uint8))
 
 
-def yuv_filter(color: ColorInfo, *, pix_fmt: str) -> FrameFilter:
-    """Return a filter from rgb24 or rgb48le to ``pix_fmt`` with the matrix and range of ``color``."""
+def yuv_filter(color: ColorInfo, *, pix_fmt: str, chroma_location: str = "left") -> FrameFilter:
+    """Return a filter from rgb24 or rgb48le to ``pix_fmt`` with the matrix and range of
+    ``color``, and with subsampled chroma at ``chroma_location``."""
     if color.matrix == RGB:
         target = ""
     else:
         target = f":out_color_matrix={scale_matrix(color)}:out_range={_range(color)}"
         if "420" in pix_fmt or "422" in pix_fmt:
-            target += ":out_chroma_loc=left"
+            target += f":out_chroma_loc={chroma_location}"
     return FrameFilter(
         ("scale", f"flags={_FLAGS}:in_range=full{target}"),
         ("format", f"pix_fmts={pix_fmt}"),

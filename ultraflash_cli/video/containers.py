@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.video.probe import ClipInfo, StreamInfo
+from ultraflash_cli.video.sequence import WRITTEN_PICTURES
 from ultraflash_cli.video.sound import lossless_codecs
 from ultraflash_cli.video.source import open_input
 
@@ -106,12 +107,14 @@ _CONTAINERS = {
         text="webvtt",
         tick_s=Fraction(1, 1000),
     ),
-    ".png": _Container(video=frozenset({"png"}), timed=False),
+    **{suffix: _Container(video=frozenset({codec}), timed=False) for suffix, codec in WRITTEN_PICTURES.items()},
     ".y4m": _Container(video=frozenset({"y4m"}), timed=False),
 }
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 """FFmpeg's names of the containers written by ``join``; the others are written by
 ``stills`` and ``y4m``."""
+_OWN_SUFFIX = {"png": ".png", "jpeg": ".jpg", "y4m": ".y4m"}
+"""Suffix of the codecs that no container holds."""
 
 _TEXT = frozenset({"subrip", "mov_text", "webvtt", "text"})
 """Text subtitle formats that can be converted to one another."""
@@ -144,7 +147,8 @@ class StreamPlan:
     """Container, and the streams copied into it."""
 
     suffix: str
-    """The container, as the suffix of the output: .mp4, .m4v, .mov, .mkv, .webm; .png for pictures, or .y4m."""
+    """The container, as the suffix of the output: .mp4, .m4v, .mov, .mkv, .webm; .png, .jpg
+    or .jpeg for pictures, or .y4m."""
     reason: str
     """Reason why the container differs from the input's; empty if it does not, or if the user chose it."""
     copied: tuple[StreamInfo, ...]
@@ -207,8 +211,8 @@ def plan_streams(
     choice = _Choice(codec=codec, audio=audio, refused=refused, fps=fps)
     if output_suffix is not None:
         return _split(info, _checked_suffix(output_suffix, codec), "", wanted, choice)
-    if codec in ("png", "y4m"):
-        return _split(info, f".{codec}", "", wanted, choice)
+    if codec in _OWN_SUFFIX:
+        return _split(info, _OWN_SUFFIX[codec], "", wanted, choice)
 
     own = own_suffix(info)
     first = own or ".mp4"
@@ -240,7 +244,7 @@ def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> S
     if output_suffix is not None:
         suffix = _checked_suffix(output_suffix, codec)
     else:
-        order = (".mp4", ".mov", ".mkv", ".png", ".y4m") if codec != "png" else (".png",)
+        order = (_OWN_SUFFIX[codec],) if codec in _OWN_SUFFIX else (".mp4", ".mov", ".mkv")
         suffix = next(each for each in order if codec in _CONTAINERS[each].video)
     return StreamPlan(suffix=suffix, reason="", copied=(), dropped=(), remarks=_rounding(suffix, frame_s))
 
@@ -363,7 +367,11 @@ def _checked_suffix(output_suffix: str, codec: str) -> str:
         raise UsageError(f"{output_suffix or 'no extension'}: unknown container; use {', '.join(_CONTAINERS)}")
     known = _CONTAINERS[suffix]
     if codec not in known.video | known.unusual:
-        other = {"png": ".mov or a pattern such as folder/%05d.png", "y4m": ".y4m or -"}.get(codec, ".mkv")
+        other = {
+            "png": ".mov or a pattern such as folder/%05d.png",
+            "jpeg": "a pattern such as folder/%05d.jpg",
+            "y4m": ".y4m or -",
+        }.get(codec, ".mkv")
         raise UsageError(f"{suffix} cannot hold {codec} video; use {other} or another --codec")
     return suffix
 
@@ -383,7 +391,7 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
     ways = [(stream, choice.way(suffix, stream, expected)) for stream in wanted]
     notes: list[str] = []
     from_pictures = info.container.startswith("image2") or info.container.endswith("_pipe")
-    if suffix == ".png" and from_pictures:
+    if suffix in WRITTEN_PICTURES and from_pictures:
         pass  # pictures have no timestamps to lose
     elif not known.timed:
         kept = ", chapters or tags" if info.chapters else " or tags"

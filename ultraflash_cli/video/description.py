@@ -5,7 +5,7 @@ from fractions import Fraction
 from ultraflash_cli.video.color import FULL, LIMITED, ColorInfo
 from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["describe_clip", "describe_color"]
+__all__ = ["describe_clip", "describe_color", "unusual_colors"]
 
 _MATRICES = {
     0: "gbr",
@@ -49,6 +49,8 @@ _TRANSFERS = {
     18: "arib-std-b67 (HLG)",
 }
 """FFmpeg's names for the code points of ITU-T H.273."""
+_LIKE_SRGB = ((1, 2, 5, 6, 7, 22), (1, 2, 4, 5, 6, 7, 11, 12, 13, 14, 15))
+"""Primaries and transfers that look about right where sRGB is assumed."""
 _SCANS = {
     "progressive": "progressive",
     "flagged": "interlaced (some frames)",
@@ -95,6 +97,13 @@ def describe_color(color: ColorInfo) -> str:
     if len(set(tags)) == 1:
         return f"{tags[0]}, {levels}"
     return f"matrix {tags[0]}, primaries {tags[1]}, transfer {tags[2]}, {levels}"
+
+
+def unusual_colors(color: ColorInfo) -> str:
+    """Return the names of primaries and transfer that look wrong where sRGB is assumed,
+    such as ``bt2020, smpte2084 (PQ)``; empty if they do not."""
+    tags = ((color.primaries, _PRIMARIES, _LIKE_SRGB[0]), (color.transfer, _TRANSFERS, _LIKE_SRGB[1]))
+    return ", ".join(names[tag] for tag, names, usual in tags if tag in names and tag not in usual)
 
 
 def _length(info: ClipInfo) -> str:

@@ -13,6 +13,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import keep_scheduling
 from ultraflash_cli.video.codecs import (
     CODECS,
+    Codec,
     bits_of,
     choose_codec,
     choose_pix_fmt,
@@ -28,6 +29,7 @@ from ultraflash_cli.video.color import (
     ColorInfo,
     ContentLight,
     MasteringDisplay,
+    jfif_color,
     output_color,
     resolve_color,
 )
@@ -239,7 +241,7 @@ def choose_spec(
         height_px=height_px,
         time_base=time_base or info.time_base,
         rate=(rate or info.average_rate).limit_denominator(1_000_000),
-        color=_color_in(chosen, color),
+        color=_color_in(chosen, color, known),
         sample_aspect_ratio=info.sample_aspect_ratio,
         rotation_deg=info.rotation_deg,
         mirrored=info.mirrored,
@@ -279,7 +281,7 @@ def made_spec(
         height_px=height_px,
         time_base=made_times(rate)[0],
         rate=rate,
-        color=_color_in(chosen, BT709),
+        color=_color_in(chosen, BT709, known),
         sample_aspect_ratio=Fraction(1),
         rotation_deg=0,
     )
@@ -405,8 +407,10 @@ def _list_settings(spec: EncodeSpec) -> tuple[str, ...]:
     return tuple(settings)
 
 
-def _color_in(pix_fmt: str, color: ColorInfo) -> ColorInfo:
+def _color_in(pix_fmt: str, color: ColorInfo, codec: Codec) -> ColorInfo:
     """Return the tags of a picture read with ``color`` and stored in ``pix_fmt``."""
+    if codec.is_jfif:
+        return jfif_color(color)
     try:
         stores_rgb = is_rgb_format(pix_fmt)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Adapt EXIF tags to a picture that was enlarged, turned upright and written as PNG.
+"""Adapt EXIF tags to a picture that was enlarged, turned upright and written again.
 
 The tags are edited in place, so that offsets within them, such as those of a maker's
 notes, stay valid. Layout: TIFF 6.0, section 2, and Exif 2.32, section 4.6.

@@ -1,6 +1,7 @@
-"""Write and read the tag that records how a file was made, in Matroska, MP4, QuickTime
-and PNG. Matroska and WebM store it as the tag `ULTRAFLASH`, MP4 and QuickTime as XMP in
-an extra box at the end, where it shifts no offsets, and PNG as a text chunk.
+"""Write and read the tag that records how a file was made, in Matroska, MP4, QuickTime,
+PNG and JPEG. Matroska and WebM store it as the tag `ULTRAFLASH`, MP4 and QuickTime as
+XMP in an extra box at the end, where it shifts no offsets, PNG as a text chunk, and
+JPEG as a comment.
 """
 
 import html
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.jpeg import COMMENT, JPEG_HEAD, jpeg_segment, jpeg_segments, most_bytes, with_segments
 from ultraflash_cli.video.source import open_input
 
 __all__ = ["append_made", "read_made", "with_made", "with_made_chunk"]
@@ -37,6 +39,8 @@ PNG_HEAD_BYTES = len(_PNG) + 25
 _CHUNK_HEAD = b"ultraflash\0\0\0\0\0"
 """Start of an international text chunk: keyword, no compression, no language, no
 translated keyword."""
+_COMMENT_HEAD = b"ultraflash: "
+"""Start of the tag in a comment, and of each continuation of a long one."""
 
 
 def with_made(tags: Mapping[str, str], suffix: str, made: str | None) -> dict[str, str]:
@@ -57,11 +61,15 @@ def append_made(path: Path, suffix: str, made: str | None) -> None:
         file.write(struct.pack(">I4s", 8 + len(content), b"uuid") + content)
 
 
-def with_made_chunk(png: bytes, made: str | None) -> bytes:
-    """Return a PNG with the tag added."""
+def with_made_chunk(picture: bytes, made: str | None) -> bytes:
+    """Return a PNG or a JPEG with the tag added."""
     if made is None:
-        return png
-    return png[:PNG_HEAD_BYTES] + png_chunk(b"iTXt", _CHUNK_HEAD + made.encode()) + png[PNG_HEAD_BYTES:]
+        return picture
+    if picture.startswith(JPEG_HEAD):
+        text, most = made.encode(), most_bytes(_COMMENT_HEAD)
+        pieces = (text[place : place + most] for place in range(0, len(text), most))
+        return with_segments(picture, b"".join(jpeg_segment(COMMENT, _COMMENT_HEAD + piece) for piece in pieces))
+    return picture[:PNG_HEAD_BYTES] + png_chunk(b"iTXt", _CHUNK_HEAD + made.encode()) + picture[PNG_HEAD_BYTES:]
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -78,6 +86,8 @@ def read_made(path: Path) -> str | None:
             head = file.read(12)
             if head.startswith(_PNG):
                 return _of_png(file)
+            if head.startswith(JPEG_HEAD):
+                return _of_jpeg(head + file.read(_MOST_BYTES))
             if head[4:8] in _ISO:
                 return _of_iso(file)
     except OSError as error:
@@ -118,6 +128,12 @@ def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             return  # the last one, up to the end of the file, or invalid
         yield kind, size_bytes - head_bytes
         place += size_bytes
+
+
+def _of_jpeg(jpeg: bytes) -> str | None:
+    comments = (content for marker, _, content in jpeg_segments(jpeg) if marker == COMMENT)
+    pieces = [each.removeprefix(_COMMENT_HEAD) for each in comments if each.startswith(_COMMENT_HEAD)]
+    return b"".join(pieces).decode(errors="replace") if pieces else None
 
 
 def _of_png(file: BinaryIO) -> str | None:

@@ -1,5 +1,5 @@
 """What a photo carries beside its pixels: EXIF tags and a colour profile, read from any
-format that FFmpeg reads and written to PNG."""
+format that FFmpeg reads and written to PNG or JPEG."""
 
 import struct
 import zlib
@@ -10,15 +10,28 @@ from av.error import FFmpegError
 
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.exif import fitted_exif
+from ultraflash_cli.video.jpeg import (
+    APP1,
+    APP2,
+    JPEG_HEAD,
+    jpeg_segment,
+    jpeg_size,
+    most_bytes,
+    with_segments,
+)
 from ultraflash_cli.video.made_tag import PNG_HEAD_BYTES, png_chunk
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Source, open_input
 
-__all__ = ["photo_data", "with_photo_data"]
+__all__ = ["jpeg_misfits", "photo_data", "with_photo_data"]
 
 _KINDS = {0: b"GRAY", 2: b"RGB ", 4: b"GRAY", 6: b"RGB "}
 """Colour space of a profile by the PNG's type of colour."""
+_EXIF_HEAD = b"Exif\0\0"
+_PROFILE_HEAD = b"ICC_PROFILE\0"
+_MOST_PARTS = 255
+"""Maximum number of segments of a JPEG that a profile is divided into."""
 _OTHER_COLORS = (b"cICP", b"cHRM", b"gAMA", b"sRGB")
 """Chunks that describe colours in another way than a profile; readers prefer some."""
 
@@ -34,9 +47,35 @@ def photo_data(source: Source, number: int = 0) -> Mapping[str, bytes]:
     return {}
 
 
-def with_photo_data(png: bytes, data: Mapping[str, bytes]) -> bytes:
-    """Return a PNG with the tags, adapted to the new size and the upright picture, and
-    with the profile, if that describes the PNG's kind of colours."""
+def with_photo_data(picture: bytes, data: Mapping[str, bytes]) -> bytes:
+    """Return a PNG or a JPEG with the tags, adapted to the new size and the upright
+    picture, and with the profile, if that describes the picture's kind of colours."""
+    return (_jpeg_with if picture.startswith(JPEG_HEAD) else _png_with)(picture, data)
+
+
+def jpeg_misfits(data: Mapping[str, bytes]) -> list[str]:
+    """Return the names of what a JPEG is too small for, as ``photo_data`` does."""
+    most = {"EXIF": most_bytes(_EXIF_HEAD), "ICC_PROFILE": _MOST_PARTS * most_bytes(_PROFILE_HEAD + b"nn")}
+    return [kind for kind, content in data.items() if len(content) > most[kind]]
+
+
+def _jpeg_with(jpeg: bytes, data: Mapping[str, bytes]) -> bytes:
+    width_px, height_px = jpeg_size(jpeg)
+    too_large = jpeg_misfits(data)
+    data = {kind: content for kind, content in data.items() if kind not in too_large}
+    added = b""
+    exif = fitted_exif(data.get("EXIF", b""), width_px=width_px, height_px=height_px)
+    if exif:
+        added += jpeg_segment(APP1, _EXIF_HEAD + exif)
+    profile, room = data.get("ICC_PROFILE", b""), most_bytes(_PROFILE_HEAD + b"nn")
+    if profile[16:20] == b"RGB ":
+        parts = [profile[place : place + room] for place in range(0, len(profile), room)]
+        for number, part in enumerate(parts, 1):
+            added += jpeg_segment(APP2, _PROFILE_HEAD + bytes((number, len(parts))) + part)
+    return with_segments(jpeg, added)
+
+
+def _png_with(png: bytes, data: Mapping[str, bytes]) -> bytes:
     width_px, height_px = struct.unpack(">II", png[16:24])
     added = b""
     exif = fitted_exif(data.get("EXIF", b""), width_px=width_px, height_px=height_px)

@@ -42,7 +42,9 @@ class SegmentWriter:
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
         self.path = path
         self.spec = spec
-        self._convert = yuv_filter(spec.color, pix_fmt=spec.pix_fmt)
+        known = CODECS[spec.codec]
+        chroma_location = "center" if known.is_jfif else "left"
+        self._convert = yuv_filter(spec.color, pix_fmt=spec.pix_fmt, chroma_location=chroma_location)
         self._first: int | None = None
         self._last: int | None = None
         self._last_duration = 0
@@ -53,7 +55,6 @@ class SegmentWriter:
         timescale = str(spec.track_time_base.denominator)
         options = {"video_track_timescale": timescale, "movie_timescale": timescale}
 
-        known = CODECS[spec.codec]
         with output_errors(path):
             self._container = av.open(
                 f"file:{path}",

@@ -13,6 +13,7 @@ from ultraflash_cli.errors import InputError
 __all__ = [
     "PICTURE_SUFFIXES",
     "SEQUENCE_RATE",
+    "WRITTEN_PICTURES",
     "ImageSequence",
     "existing_pictures",
     "find_sequence",
@@ -32,6 +33,9 @@ PICTURE_SUFFIXES = frozenset(
     )
 )
 """Extensions of images in a folder; other files are ignored."""
+
+WRITTEN_PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+"""Codec of the images that are written, by suffix."""
 
 _PLACE = re.compile(r"%(?:0(\d+))?d")
 _NUMBER = re.compile(r"^(.*?)(\d+)$")

@@ -1,4 +1,4 @@
-"""PNG files: a single image, or all frames of a clip, numbered."""
+"""PNG and JPEG files: a single image, or all frames of a clip, numbered."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ def write_pictures(
     made: str | None = None,
     photo: Callable[[int], Mapping[str, bytes]] | None = None,
 ) -> int:
-    """Write every frame of finished PNG segments to its own file and return the frame count.
+    """Write every frame of finished PNG or JPEG segments to its own file and return the frame count.
 
     Creates the private folder of ``pattern``; ``move_pictures`` moves the files into place. ``made`` is the tag written
     to each picture; ``photo`` returns what the input of a frame, counted from 0, carries

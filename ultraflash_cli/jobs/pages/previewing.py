@@ -12,6 +12,7 @@ import numpy as np
 from ultraflash_cli.errors import UltraflashError, UsageError
 from ultraflash_cli.jobs.pages import page
 from ultraflash_cli.jobs.pages.page import check_page_place, clip_facts, filled, made_by, webp_url, write_page
+from ultraflash_cli.jobs.planning.target import is_pictures
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
 from ultraflash_cli.jobs.provenance.words import corrected
 from ultraflash_cli.jobs.running.forecast import duration_words, forecast_from_part, size_words
@@ -54,7 +55,7 @@ def check_preview(job: UpscaleJob) -> None:
         prepared = prepare(job)
     except UltraflashError:
         return
-    if prepared.output.suffix.lower() == ".png":
+    if is_pictures(prepared.output):
         raise UsageError(f"--html needs a video, but {prepared.output.name} is images; choose a video with -o")
     if not prepared.exists:
         place = preview_page_path(prepared.output)

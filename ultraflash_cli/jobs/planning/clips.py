@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.jobs.planning.inputs import as_typed, is_address, missing
+from ultraflash_cli.video.sequence import PICTURE_SUFFIXES, WRITTEN_PICTURES
 
 __all__ = ["VIDEO_SUFFIXES", "FoundClip", "find_clips", "is_several", "missing_inputs", "names_a_file"]
 
@@ -71,7 +72,7 @@ def is_several(inputs: Sequence[Path], *, images: bool) -> bool:
 def names_a_file(output: Path) -> bool:
     """Return whether an output for several clips looks like a file name and is not a
     folder."""
-    return not os.path.isdir(output) and output.suffix.lower() in (*VIDEO_SUFFIXES, ".png")
+    return not os.path.isdir(output) and output.suffix.lower() in (*VIDEO_SUFFIXES, *WRITTEN_PICTURES)
 
 
 def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputError]:
@@ -165,8 +166,6 @@ class _Search:
     def _look(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the videos and subfolders of a folder. Raises OSError if it is not
         readable."""
-        from ultraflash_cli.video.sequence import PICTURE_SUFFIXES
-
         videos: list[Path] = []
         inner: list[Path] = []
         links: list[str] = []

@@ -7,6 +7,7 @@ from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.errors import Remark
 from ultraflash_cli.jobs.planning.inputs import may_be_photo
 from ultraflash_cli.jobs.planning.models import ModelFacts
+from ultraflash_cli.video.sequence import WRITTEN_PICTURES, ImageSequence
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.containers import StreamPlan
@@ -40,7 +41,6 @@ def plan_warnings(
     """Return warnings about several video streams, stretching and dropped content;
     ``stretch`` is the one about the target's shape."""
     from ultraflash_cli.video.encode import losses
-    from ultraflash_cli.video.photos import photo_data
 
     warnings = [f"{name}: {stretch}"] if stretch else []
     if info.other_videos:
@@ -52,10 +52,25 @@ def plan_warnings(
     if streams.reason:
         warnings.append(f"{name}: {streams.reason}")
     warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]
-    if streams.suffix != ".png" and may_be_photo(info.source):
-        carried = [_CARRIED[kind] for kind in photo_data(info.source)]
-        warnings += [f"{name}: left out: {' and '.join(carried)}; .png can hold them"] if carried else []
+    warnings += [f"{name}: {lost}" for lost in _photo_losses(info, spec, streams.suffix)]
     warnings += [f"{name}: {note}" for note in streams.notes]
     warnings += [Remark(f"{name}: {remark}") for remark in streams.remarks]
     warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
     return tuple(warnings)
+
+
+def _photo_losses(info: "ClipInfo", spec: "EncodeSpec", suffix: str) -> Iterator[str]:
+    """Yield what the output cannot hold of that which pictures carry beside their
+    pixels, and of the meaning of their colours."""
+    from ultraflash_cli.video.codecs import CODECS
+    from ultraflash_cli.video.description import unusual_colors
+    from ultraflash_cli.video.photos import jpeg_misfits, photo_data
+
+    is_photo, is_jpeg = may_be_photo(info.source), CODECS[spec.codec].is_jfif
+    carried = photo_data(info.source) if is_photo or (is_jpeg and isinstance(info.source, ImageSequence)) else {}
+    lost = jpeg_misfits(carried) if is_jpeg else () if suffix in WRITTEN_PICTURES else carried if is_photo else ()
+    if lost:
+        yield f"left out: {' and '.join(_CARRIED[kind] for kind in lost)}; .png can hold them"
+    unusual = unusual_colors(spec.color)
+    if is_jpeg and unusual and "ICC_PROFILE" not in carried:
+        yield f"the colours are {unusual}, which JPEG cannot state; they are shown as if they were sRGB; .png can"

@@ -32,8 +32,8 @@ __all__ = [
     "as_pairs",
 ]
 
-Codec = Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m"]
-CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
+Codec = Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "jpeg", "y4m"]
+CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "jpeg", "y4m")
 DECODERS = ("auto", "tiny", "ultra")
 MODELS = ("auto", "lite", "ultraflash")
 """Values of `--model`; trial models are not listed."""
@@ -106,7 +106,7 @@ class EncodingOptions(_Options):
 
     codec: Annotated[
         Codec,
-        Flag(names=("--codec",), help="Video codec; png: numbered images, y4m: raw frames for another program."),
+        Flag(names=("--codec",), help="Video codec; png, jpeg: numbered images, y4m: raw frames for another program."),
     ] = "auto"
     crf: Annotated[
         int | None, Flag(names=("--crf",), metavar="N", help="Encoding quality; lower is better and larger.")

@@ -6,10 +6,11 @@ from typing import BinaryIO
 
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.target import is_pictures
+from ultraflash_cli.video.sequence import WRITTEN_PICTURES
 
 __all__ = ["asked_suffix", "check_pattern", "low_name", "made_name"]
 
-_PICTURES = "%05d.png"
+_NUMBERED = "%05d"
 _PLACE = re.compile(r"%(?:0(\d+))?d")
 
 
@@ -17,14 +18,15 @@ def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> st
     """Return the requested container; None to choose one. Raises UsageError."""
     if stdout is None:
         return output.suffix if output is not None else None
-    if codec == "png":
-        raise UsageError("--codec png makes many files, but stdout is one stream; use -o DIR/%05d.png")
+    if codec in WRITTEN_PICTURES.values():
+        suffix = next(suffix for suffix, written in WRITTEN_PICTURES.items() if written == codec)
+        raise UsageError(f"--codec {codec} makes many files, but stdout is one stream; use -o DIR/{_NUMBERED}{suffix}")
     return ".y4m" if codec == "y4m" else ".mkv"
 
 
 def made_name(stem: str, suffix: str, *, single: bool = False) -> Path:
     """Return the default name of an output; images get their own folder, but for a `single` one."""
-    return Path(stem, _PICTURES) if suffix == ".png" and not single else Path(f"{stem}{suffix}")
+    return Path(stem, f"{_NUMBERED}{suffix}") if suffix in WRITTEN_PICTURES and not single else Path(f"{stem}{suffix}")
 
 
 def low_name(output: Path) -> Path:
@@ -36,10 +38,11 @@ def low_name(output: Path) -> Path:
 
 def check_pattern(output: Path, *, single: bool = False) -> None:
     """Raise UsageError for image names without exactly one number; a `single` image needs none."""
+    pictures = f"{_NUMBERED}{output.suffix}"
     places = len(_PLACE.findall(output.name)) if is_pictures(output) else 1
     if places > 1:
-        raise UsageError(f"{output} has {places} placeholders for a number, expected one, such as {_PICTURES}")
+        raise UsageError(f"{output} has {places} placeholders for a number, expected one, such as {pictures}")
     if not places and not single:
         raise UsageError(
-            f"{output} is a single image, but a clip has many frames; use {output.with_suffix('')}/{_PICTURES}"
+            f"{output} is a single image, but a clip has many frames; use {output.with_suffix('')}/{pictures}"
         )

@@ -11,6 +11,7 @@ from ultraflash_cli.host import free_bytes, is_virtual, shortage
 from ultraflash_cli.jobs.resume.entries import moved_files
 from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
 from ultraflash_cli.jobs.resume.work_folder import private_folder, work_folder
+from ultraflash_cli.video.sequence import WRITTEN_PICTURES
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.source import Source
@@ -40,6 +41,7 @@ _BITS_PER_PIXEL = {
     "prores": 1.5,
     "ffv1": 4.0,
     "png": 5.0,
+    "jpeg": 0.5,
     "y4m": 4.0,
 }
 """Low estimates of bits per pixel, so that a disk is rejected only if it is certainly
@@ -145,7 +147,7 @@ def output_label(output: Path, stream: str | None) -> str:
 
 def is_pictures(output: Path) -> bool:
     """Return whether an output consists of numbered images."""
-    return output.suffix.lower() == ".png"
+    return output.suffix.lower() in WRITTEN_PICTURES
 
 
 def existing_files(output: Path) -> list[Path]:

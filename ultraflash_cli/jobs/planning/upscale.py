@@ -204,7 +204,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     info = shaped
 
     suffix, single = asked_suffix(named, job.stdout, job.codec), is_photo(info) and job.fps is None
-    if single and suffix is None and job.codec in ("auto", "png"):
+    if single and suffix is None and job.codec == "auto":
         suffix = ".png"
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
     spec = _spec(job, info, plan, fps=fps, threads=threads, suffix=suffix)

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.planning.target import is_pictures
 from ultraflash_cli.jobs.provenance.made import Made
 
 __all__ = ["Explanation", "explain", "explanation_of"]
@@ -32,8 +33,8 @@ def explain(path: Path) -> Explanation:
     found = explanation_of(path)
     if found is None:
         raise InputError(
-            f"{path}: no tag says how it was made; ultraflash writes one into mp4, mov, mkv, webm and png files unless "
-            "--no-tag is given"
+            f"{path}: no tag says how it was made; ultraflash writes one into mp4, mov, mkv, webm, png and jpg "
+            "files unless --no-tag is given"
         )
     return found
 
@@ -62,14 +63,16 @@ def explanation_of(path: Path) -> Explanation | None:
 
 def _output_name(path: Path) -> tuple[str, Path]:
     """Return the output name to use in the command, and the file to read."""
-    from ultraflash_cli.video.sequence import existing_pictures, is_pattern
+    from ultraflash_cli.video.sequence import WRITTEN_PICTURES, existing_pictures, is_pattern
 
-    pattern = path / "%05d.png" if path.is_dir() else path
-    if not is_pattern(pattern):
-        name = "OUT/%05d.png" if path.suffix.lower() == ".png" else f"OUT{path.suffix}"
+    patterns = [path / f"%05d{suffix}" for suffix in WRITTEN_PICTURES] if path.is_dir() else [path]
+    if not is_pattern(patterns[0]):
+        name = f"OUT/%05d{path.suffix}" if is_pictures(path) else f"OUT{path.suffix}"
         return name, path
     try:
-        pictures = existing_pictures(pattern)
+        pattern, pictures = next(
+            ((each, found) for each in patterns if (found := existing_pictures(each))), (patterns[0], {})
+        )
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the permissions") from error
     if not pictures:

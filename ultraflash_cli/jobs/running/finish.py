@@ -12,7 +12,7 @@ from ultraflash_cli.video.containers import StreamPlan
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.join import Joined
 from ultraflash_cli.video.segment_file import SegmentFile
-from ultraflash_cli.video.sequence import existing_pictures, numbered
+from ultraflash_cli.video.sequence import WRITTEN_PICTURES, existing_pictures, numbered
 from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
 from ultraflash_cli.video.y4m import write_y4m
 
@@ -38,7 +38,7 @@ def finish_of(
     copied stream that has changed causes a warning; one with which the file cannot be
     written or fails its check is dropped. With `strict` both raise OutputCheckError.
     """
-    if streams.suffix == ".png":
+    if streams.suffix in WRITTEN_PICTURES:
         return _pictures(files, spec, frames, first_number, made, photo)
     if streams.suffix == ".y4m":
         return _plain(files, spec, frames)
@@ -82,7 +82,9 @@ def _pictures(
 ) -> Finish:
     def make(pattern: Path) -> Sequence[str]:
         if frames > 1 and numbered(pattern, 1) == numbered(pattern, 2):
-            raise OutputCheckError(f"{pattern.name}: the input has {frames} frames; use DIR/%05d.png for all of them")
+            raise OutputCheckError(
+                f"{pattern.name}: the input has {frames} frames; use DIR/%05d{pattern.suffix} for all of them"
+            )
         write_pictures(files, pattern, first=first, made=made, photo=photo)
         check_pictures(pattern, frames=frames, spec=spec, first=first)
         return ()

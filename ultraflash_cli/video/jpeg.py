@@ -1,0 +1,77 @@
+"""The segments of a JPEG: read, and added to one that an encoder wrote.
+
+Layout: ITU-T T.81, annex B, and JFIF 1.02. Each segment holds less than 64 KiB; longer
+content is divided.
+"""
+
+import struct
+from collections.abc import Iterator
+
+__all__ = [
+    "APP1",
+    "APP2",
+    "COMMENT",
+    "JPEG_HEAD",
+    "jpeg_segment",
+    "jpeg_segments",
+    "jpeg_size",
+    "most_bytes",
+    "with_segments",
+]
+
+JPEG_HEAD = b"\xff\xd8\xff"
+"""Start of every JPEG: the first marker, and the byte that begins the next one."""
+APP1 = 0xE1
+"""EXIF and XMP."""
+APP2 = 0xE2
+"""The colour profile."""
+COMMENT = 0xFE
+_APP0, _APP15 = 0xE0, 0xEF
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+"""Segments that state the size of the picture; the exceptions are tables."""
+_SCAN = 0xDA
+_FILL = 0xFF
+
+
+def jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield marker, place and content of each segment before the pixels; fewer of them
+    if the file is damaged."""
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == _FILL:
+        marker = jpeg[place + 1]
+        if marker == _FILL:
+            place += 1
+            continue
+        size_bytes = int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        if marker == _SCAN or size_bytes < 2:
+            return
+        yield marker, place, jpeg[place + 4 : place + 2 + size_bytes]
+        place += 2 + size_bytes
+
+
+def jpeg_size(jpeg: bytes) -> tuple[int, int]:
+    """Return width and height in pixels. Raises ``StopIteration`` for a file without
+    them."""
+    frame = next(content for marker, _, content in jpeg_segments(jpeg) if marker in _FRAMES)
+    height_px, width_px = struct.unpack(">HH", frame[1:5])
+    return width_px, height_px
+
+
+def most_bytes(head: bytes) -> int:
+    """Return how much content a segment holds after ``head``."""
+    return 0xFFFF - 2 - len(head)
+
+
+def jpeg_segment(marker: int, content: bytes) -> bytes:
+    """Return a segment: marker, length and content."""
+    return struct.pack(">BBH", _FILL, marker, 2 + len(content)) + content
+
+
+def with_segments(jpeg: bytes, added: bytes) -> bytes:
+    """Return a JPEG with more segments, behind those of applications that it has."""
+    end = 2
+    for marker, place, content in jpeg_segments(jpeg):
+        if not _APP0 <= marker <= _APP15:
+            break
+        end = place + 4 + len(content)
+    return jpeg[:end] + added + jpeg[end:]
