@@ -1,5 +1,6 @@
 """Photos through the command, and what only looks like one."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.cli.photographs import photo, tags_of
 from tests.jobs.doubler import builder
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
+from ultraflash_cli.video.tiff import tiff_pages
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +110,34 @@ def test_a_photo_without_tags_gets_none(tmp_path: Path) -> None:
     assert main(["upscale", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out.png"), "--res", "2x", "-q"]) == 0
     content = (tmp_path / "out.png").read_bytes()
     assert b"eXIf" not in content and b"iCCP" not in content
+
+
+def test_the_further_pages_of_a_tiff_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colours = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
+    first, *others = (Image.new("RGB", (64, 48), colour) for colour in colours)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    command = ["upscale", str(tmp_path / "a.tif"), "-o", str(tmp_path / "out.png"), "--res", "2x", "-q"]
+    said = "warning: out.png: a.tif has 3 pages, and only the first is upscaled; save the others as files first\n"
+    assert main([*command, "--dry-run"]) == 0
+    assert said in capsys.readouterr().err
+    assert main(command) == 0
+    assert capsys.readouterr().err == said
+    with Image.open(tmp_path / "out.png") as picture:
+        assert np.asarray(picture)[40, 60].tolist() == [200, 30, 30]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_smaller_copies_and_masks_are_no_pages_of_a_tiff(order: str, tmp_path: Path) -> None:
+    kinds = [0, 1, 2, 4, 2]
+    tables = [
+        struct.pack(f"{order}HHHIII", 1, 0x00FE, 4, 1, kind, 8 + 18 * at if at < len(kinds) else 0)
+        for at, kind in enumerate(kinds, 1)
+    ]
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8) + b"".join(tables)
+    (tmp_path / "a.tif").write_bytes(content)
+    assert tiff_pages(tmp_path / "a.tif") == 3
+    for size_bytes in range(len(content)):
+        (tmp_path / "cut.tif").write_bytes(content[:size_bytes])
+        assert tiff_pages(tmp_path / "cut.tif") <= 3
+    (tmp_path / "loop.tif").write_bytes(content[:-4] + struct.pack(f"{order}I", 8))
+    assert tiff_pages(tmp_path / "loop.tif") == 3

@@ -1,6 +1,8 @@
 """Warnings about a plan: its target, dropped streams, and the content of the clip."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.engine.plan import UpscalePlan
@@ -47,6 +49,7 @@ def plan_warnings(
         main = next(stream for stream in info.streams if stream.index == info.video_index)
         others = ", ".join(stream.describe() for stream in info.other_videos)
         warnings.append(f"{name}: several video streams: upscaling {main.describe()}, not {others}")
+    warnings += [f"{name}: {note}" for note in _page_notes(info)]
     if plan.growth > 3:
         warnings.append(f"{name}: beyond x3 the source is first enlarged by a filter; no sharper than x3")
     if streams.reason:
@@ -57,6 +60,20 @@ def plan_warnings(
     warnings += [Remark(f"{name}: {remark}") for remark in streams.remarks]
     warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
     return tuple(warnings)
+
+
+def _page_notes(info: "ClipInfo") -> Iterator[str]:
+    """Yield a note about the further pages of a picture."""
+    from ultraflash_cli.video.tiff import tiff_pages
+
+    source = info.source.picture(0) if isinstance(info.source, ImageSequence) else info.source
+    if not may_be_photo(source):
+        return
+    assert isinstance(source, Path), "pictures are files"
+    with suppress(OSError):  # it was readable a moment ago
+        pages = tiff_pages(source)
+        if pages > 1:
+            yield f"{source.name} has {pages} pages, and only the first is upscaled; save the others as files first"
 
 
 def _photo_losses(info: "ClipInfo", spec: "EncodeSpec", suffix: str) -> Iterator[str]:
