@@ -104,17 +104,15 @@ def _mean_scores(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def means_table(rows: Sequence[Row]) -> str:
-    """Return the means over the clips as a Markdown table; our rows are last in each
-    kind."""
+    """Return the means over the clips as a Markdown table, with the scores that all
+    methods have; our rows are last in each kind."""
     means = mean_rows(rows)
-    shown = {name: metric for name, metric in SHOWN.items() if any(name in row.scores for row in means)}
+    shown = {name: metric for name, metric in SHOWN.items() if all(name in row.scores for row in means)}
     heads = [f"{metric.title} {metric.unit}".strip() for metric in shown.values()]
     lines = ["| input | method | " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(heads) + "|"]
     for kind in KINDS:
         for row in sorted((row for row in means if row.kind == kind), key=lambda row: _is_ours(row.method)):
-            cells = [
-                f"{row.scores[name]:.{metric.digits}f}" if name in row.scores else "" for name, metric in shown.items()
-            ]
+            cells = [f"{row.scores[name]:.{metric.digits}f}" for name, metric in shown.items()]
             lines.append(f"| {kind} | {_shown(row.method)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

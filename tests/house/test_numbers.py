@@ -35,6 +35,7 @@ SCORES = (("psnr_y", 2), ("ssim", 4), ("vmaf", 1), ("vmaf_neg", 1), ("tdiff", 2)
             "**ultraflash** (lite, `--detail 0`)",
             id="lite",
         ),
+        pytest.param("quality_x2_cpu_2026-11-30", "ultraflash", "**ultraflash** (lite, default)", id="default"),
     ],
 )
 def test_the_readme_shows_the_measured_quality(repository: Path, file: str, method: str, title: str) -> None:
