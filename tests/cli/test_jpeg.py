@@ -16,7 +16,7 @@ from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.video.made_tag import read_made, with_made_chunk
-from ultraflash_cli.video.photos import jpeg_misfits, with_photo_data
+from ultraflash_cli.video.photos import misfits, with_photo_data
 
 LEAST_DB = 38
 
@@ -89,8 +89,8 @@ def test_large_tags_and_profiles_are_divided_or_refused() -> None:
     with Image.open(io.BytesIO(jpeg)) as picture:
         picture.load()
         assert picture.info["icc_profile"] == profile and "exif" not in picture.info
-    assert jpeg_misfits({"EXIF": bytes(70_000), "ICC_PROFILE": profile}) == ["EXIF"]
-    assert jpeg_misfits({"EXIF": bytes(65_000), "ICC_PROFILE": bytes(17_000_000)}) == ["ICC_PROFILE"]
+    assert misfits({"EXIF": bytes(70_000), "ICC_PROFILE": profile}, "jpeg") == ["EXIF"]
+    assert misfits({"EXIF": bytes(65_000), "ICC_PROFILE": bytes(17_000_000)}, "jpeg") == ["ICC_PROFILE"]
 
 
 def test_a_long_tag_is_read_back_whole(tmp_path: Path) -> None:

@@ -10,8 +10,13 @@ from collections.abc import Iterator
 __all__ = [
     "APP1",
     "APP2",
+    "APP13",
     "COMMENT",
+    "EXIF_HEAD",
+    "IPTC_HEAD",
     "JPEG_HEAD",
+    "PROFILE_HEAD",
+    "XMP_HEAD",
     "jpeg_segment",
     "jpeg_segments",
     "jpeg_size",
@@ -25,7 +30,14 @@ APP1 = 0xE1
 """EXIF and XMP."""
 APP2 = 0xE2
 """The colour profile."""
+APP13 = 0xED
+"""Resources of Photoshop, which hold IPTC."""
 COMMENT = 0xFE
+EXIF_HEAD = b"Exif\0\0"
+XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
+PROFILE_HEAD = b"ICC_PROFILE\0"
+"""Followed by the number of the part and that of all parts, a byte each."""
+IPTC_HEAD = b"Photoshop 3.0\0"
 _APP0, _APP15 = 0xE0, 0xEF
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Segments that state the size of the picture; the exceptions are tables."""

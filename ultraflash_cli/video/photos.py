@@ -1,10 +1,11 @@
-"""What a photo carries beside its pixels: EXIF tags and a colour profile, read from any
-format that FFmpeg reads and written to PNG or JPEG."""
+"""What a photo carries beside its pixels: EXIF tags, a colour profile, XMP and IPTC, read
+from any format that FFmpeg reads and written to PNG or JPEG."""
 
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from av.error import FFmpegError
 
@@ -13,37 +14,50 @@ from ultraflash_cli.video.exif import fitted_exif
 from ultraflash_cli.video.jpeg import (
     APP1,
     APP2,
+    APP13,
+    EXIF_HEAD,
+    IPTC_HEAD,
     JPEG_HEAD,
+    PROFILE_HEAD,
+    XMP_HEAD,
     jpeg_segment,
     jpeg_size,
     most_bytes,
     with_segments,
 )
 from ultraflash_cli.video.made_tag import PNG_HEAD_BYTES, png_chunk
+from ultraflash_cli.video.photo_texts import PNG_XMP_HEAD, iptc_resource, photo_texts
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Source, open_input
+from ultraflash_cli.video.xmp import fitted_xmp
 
-__all__ = ["jpeg_misfits", "photo_data", "with_photo_data"]
+__all__ = ["misfits", "photo_data", "with_photo_data"]
 
 _KINDS = {0: b"GRAY", 2: b"RGB ", 4: b"GRAY", 6: b"RGB "}
 """Colour space of a profile by the PNG's type of colour."""
-_EXIF_HEAD = b"Exif\0\0"
-_PROFILE_HEAD = b"ICC_PROFILE\0"
-_MOST_PARTS = 255
-"""Maximum number of segments of a JPEG that a profile is divided into."""
+_PART_BYTES = most_bytes(PROFILE_HEAD + b"nn")
+"""Size of the parts of a profile in a JPEG."""
+_MOST_IN_JPEG = {
+    "EXIF": most_bytes(EXIF_HEAD),
+    "XMP": most_bytes(XMP_HEAD),
+    "ICC_PROFILE": 255 * _PART_BYTES,
+    "IPTC": most_bytes(IPTC_HEAD + iptc_resource(b"")) - 1,
+}
 _OTHER_COLORS = (b"cICP", b"cHRM", b"gAMA", b"sRGB")
 """Chunks that describe colours in another way than a profile; readers prefer some."""
 
 
 def photo_data(source: Source, number: int = 0) -> Mapping[str, bytes]:
-    """Return EXIF tags (``EXIF``) and colour profile (``ICC_PROFILE``) of a photo, or of
-    the image ``number`` of a sequence, counted from 0; those that it has."""
+    """Return EXIF tags (``EXIF``), colour profile (``ICC_PROFILE``), ``XMP`` and ``IPTC``
+    of a photo, or of the image ``number`` of a sequence, counted from 0; those that it
+    has."""
     path = source.picture(number) if isinstance(source, ImageSequence) else source
     # It was readable a moment ago; without its tags the picture is still worth having.
     with suppress(InputError, FFmpegError, OSError, StopIteration), open_input(path) as container:
         found = side_data(next(container.decode(video=0)))
-        return {kind: found[kind] for kind in ("EXIF", "ICC_PROFILE") if found.get(kind)}
+        texts = photo_texts(path) if isinstance(path, Path) else {}
+        return {kind: found[kind] for kind in ("EXIF", "ICC_PROFILE") if found.get(kind)} | texts
     return {}
 
 
@@ -53,25 +67,38 @@ def with_photo_data(picture: bytes, data: Mapping[str, bytes]) -> bytes:
     return (_jpeg_with if picture.startswith(JPEG_HEAD) else _png_with)(picture, data)
 
 
-def jpeg_misfits(data: Mapping[str, bytes]) -> list[str]:
-    """Return the names of what a JPEG is too small for, as ``photo_data`` does."""
-    most = {"EXIF": most_bytes(_EXIF_HEAD), "ICC_PROFILE": _MOST_PARTS * most_bytes(_PROFILE_HEAD + b"nn")}
-    return [kind for kind, content in data.items() if len(content) > most[kind]]
+def misfits(data: Mapping[str, bytes], codec: str) -> list[str]:
+    """Return what pictures of ``codec`` cannot hold of ``data``, by the names of
+    ``photo_data``: everything if it is a codec of clips."""
+    if codec == "png":
+        return [kind for kind in data if kind == "IPTC"]
+    most = _MOST_IN_JPEG if codec == "jpeg" else {}
+    return [kind for kind, content in data.items() if len(content) > most.get(kind, 0)]
 
 
 def _jpeg_with(jpeg: bytes, data: Mapping[str, bytes]) -> bytes:
     width_px, height_px = jpeg_size(jpeg)
-    too_large = jpeg_misfits(data)
-    data = {kind: content for kind, content in data.items() if kind not in too_large}
+    profile = data.get("ICC_PROFILE", b"")
+    fitted = {
+        "EXIF": fitted_exif(data.get("EXIF", b""), width_px=width_px, height_px=height_px),
+        "XMP": fitted_xmp(data.get("XMP", b""), width_px=width_px, height_px=height_px),
+        "ICC_PROFILE": profile if profile[16:20] == b"RGB " else b"",
+        "IPTC": data.get("IPTC", b""),
+    }
+    too_large = misfits(fitted, "jpeg")
+    kept = {kind: content for kind, content in fitted.items() if content and kind not in too_large}
+
     added = b""
-    exif = fitted_exif(data.get("EXIF", b""), width_px=width_px, height_px=height_px)
-    if exif:
-        added += jpeg_segment(APP1, _EXIF_HEAD + exif)
-    profile, room = data.get("ICC_PROFILE", b""), most_bytes(_PROFILE_HEAD + b"nn")
-    if profile[16:20] == b"RGB ":
-        parts = [profile[place : place + room] for place in range(0, len(profile), room)]
+    if "EXIF" in kept:
+        added += jpeg_segment(APP1, EXIF_HEAD + kept["EXIF"])
+    if "XMP" in kept:
+        added += jpeg_segment(APP1, XMP_HEAD + kept["XMP"])
+    if "ICC_PROFILE" in kept:
+        parts = [profile[place : place + _PART_BYTES] for place in range(0, len(profile), _PART_BYTES)]
         for number, part in enumerate(parts, 1):
-            added += jpeg_segment(APP2, _PROFILE_HEAD + bytes((number, len(parts))) + part)
+            added += jpeg_segment(APP2, PROFILE_HEAD + bytes((number, len(parts))) + part)
+    if "IPTC" in kept:
+        added += jpeg_segment(APP13, IPTC_HEAD + iptc_resource(kept["IPTC"]))
     return with_segments(jpeg, added)
 
 
@@ -81,6 +108,9 @@ def _png_with(png: bytes, data: Mapping[str, bytes]) -> bytes:
     exif = fitted_exif(data.get("EXIF", b""), width_px=width_px, height_px=height_px)
     if exif:
         added += png_chunk(b"eXIf", exif)
+    xmp = fitted_xmp(data.get("XMP", b""), width_px=width_px, height_px=height_px)
+    if xmp:
+        added += png_chunk(b"iTXt", PNG_XMP_HEAD + bytes(4) + xmp)
     profile = data.get("ICC_PROFILE", b"")
     if profile[16:20] == _KINDS.get(png[25]):
         png = _without(png, _OTHER_COLORS)

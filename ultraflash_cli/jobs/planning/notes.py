@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["content_warnings", "plan_warnings"]
 
-_CARRIED = {"EXIF": "EXIF tags", "ICC_PROFILE": "the colour profile"}
+_CARRIED = {"EXIF": "EXIF tags", "ICC_PROFILE": "the colour profile", "XMP": "XMP tags", "IPTC": "IPTC tags"}
 _LOOKED_AT = 3
 """Number of frames examined to judge the content of a clip."""
 
@@ -76,18 +76,28 @@ def _page_notes(info: "ClipInfo") -> Iterator[str]:
             yield f"{source.name} has {pages} pages, and only the first is upscaled; save the others as files first"
 
 
+def _listed(words: list[str]) -> str:
+    return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
+
+
 def _photo_losses(info: "ClipInfo", spec: "EncodeSpec", suffix: str) -> Iterator[str]:
     """Yield what the output cannot hold of that which pictures carry beside their
     pixels, and of the meaning of their colours."""
     from ultraflash_cli.video.codecs import CODECS
     from ultraflash_cli.video.description import unusual_colors
-    from ultraflash_cli.video.photos import jpeg_misfits, photo_data
+    from ultraflash_cli.video.photos import misfits, photo_data
 
-    is_photo, is_jpeg = may_be_photo(info.source), CODECS[spec.codec].is_jfif
-    carried = photo_data(info.source) if is_photo or (is_jpeg and isinstance(info.source, ImageSequence)) else {}
-    lost = jpeg_misfits(carried) if is_jpeg else () if suffix in WRITTEN_PICTURES else carried if is_photo else ()
+    is_jpeg = CODECS[spec.codec].is_jfif
+    becomes_pictures = suffix in WRITTEN_PICTURES and isinstance(info.source, ImageSequence)
+    carried = photo_data(info.source) if may_be_photo(info.source) or becomes_pictures else {}
+    lost = misfits(carried, WRITTEN_PICTURES.get(suffix, ""))
+    for other, codec in ((".png", "png"), (".jpg", "jpeg")):
+        kept = [kind for kind in lost if kind not in misfits(carried, codec)]
+        if kept:
+            yield f"left out: {_listed([_CARRIED[kind] for kind in kept])}; {other} can hold them"
+            lost = [kind for kind in lost if kind not in kept]
     if lost:
-        yield f"left out: {' and '.join(_CARRIED[kind] for kind in lost)}; .png can hold them"
+        yield f"left out: {_listed([_CARRIED[kind] for kind in lost])}; too large"
     unusual = unusual_colors(spec.color)
     if is_jpeg and unusual and "ICC_PROFILE" not in carried:
         yield f"the colours are {unusual}, which JPEG cannot state; they are shown as if they were sRGB; .png can"
