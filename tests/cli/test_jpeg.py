@@ -2,19 +2,23 @@
 
 import io
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.cli.photographs import photo, tags_of
 from tests.jobs.clips import make_clip, moving_picture
 from tests.jobs.doubler import builder, job, upscale
 from ultraflash_cli.errors import Interrupted
-from ultraflash_cli.jobs.running.loader import Models
+from ultraflash_cli.jobs.running.loader import Models, planes_for
 from ultraflash_cli.main import main
+from ultraflash_cli.video.containers import plan_alone
+from ultraflash_cli.video.encode import check_encoder, made_spec
 from ultraflash_cli.video.made_tag import read_made, with_made_chunk
 from ultraflash_cli.video.photos import misfits, with_photo_data
 
@@ -146,6 +150,10 @@ def test_what_a_jpeg_cannot_hold_is_named(tmp_path: Path, capsys: pytest.Capture
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert enlarge(tmp_path / "deep.png", tmp_path / "deep.jpg") == 0
     assert "the input has 16 bits per sample" in capsys.readouterr().err
+    profile = bytes(16) + b"CMYK" + bytes(108)
+    Image.new("CMYK", (64, 48)).save(tmp_path / "print.jpg", icc_profile=profile)
+    assert enlarge(tmp_path / "print.jpg", tmp_path / "shown.jpg") == 0
+    assert "left out: the colour profile, which is for CMYK pictures" in capsys.readouterr().err
     Image.fromarray(np.full((48, 64, 4), 99, np.uint8)).save(tmp_path / "clear.png")
     assert enlarge(tmp_path / "clear.png", tmp_path / "clear.jpg") == 0
     assert "transparency is not kept" in capsys.readouterr().err
@@ -159,6 +167,17 @@ def test_what_a_jpeg_cannot_hold_is_named(tmp_path: Path, capsys: pytest.Capture
         container.mux([*stream.encode(frame), *stream.encode(None)])
     assert enlarge(tmp_path / "wide.mp4", tmp_path / "%d.jpg") == 0
     assert "the colours are bt2020, smpte2084 (PQ), which JPEG cannot state" in capsys.readouterr().err
+
+
+def test_a_clip_to_generate_can_become_jpegs() -> None:
+    assert plan_alone(None, codec="jpeg", frame_s=Fraction(1, 24)).suffix == ".jpg"
+    assert plan_alone(".JPEG", codec="jpeg", frame_s=Fraction(1, 24)).suffix == ".jpeg"
+    spec = made_spec(width_px=64, height_px=48, rate=Fraction(24), threads=1, suffix=".jpg")
+    assert (spec.codec, spec.pix_fmt, spec.color.matrix, spec.color.range) == ("jpeg", "yuv420p", 5, 2)
+    odd = made_spec(width_px=65, height_px=48, rate=Fraction(24), threads=1, suffix=".jpg")
+    assert odd.pix_fmt == "yuv444p"
+    assert planes_for(spec, torch.device("cuda")) is None, "chroma lies between the pixels"
+    check_encoder(spec)
 
 
 @pytest.mark.parametrize(

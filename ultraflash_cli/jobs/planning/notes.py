@@ -98,6 +98,9 @@ def _photo_losses(info: "ClipInfo", spec: "EncodeSpec", suffix: str) -> Iterator
             lost = [kind for kind in lost if kind not in kept]
     if lost:
         yield f"left out: {_listed([_CARRIED[kind] for kind in lost])}; too large"
+    profiled = carried.get("ICC_PROFILE", b"")[16:20].decode(errors="replace").strip()
+    if suffix in WRITTEN_PICTURES and profiled not in ("", "RGB"):
+        yield f"left out: the colour profile, which is for {profiled} pictures; the output is RGB"
     unusual = unusual_colors(spec.color)
     if is_jpeg and unusual and "ICC_PROFILE" not in carried:
         yield f"the colours are {unusual}, which JPEG cannot state; they are shown as if they were sRGB; .png can"
