@@ -60,7 +60,7 @@ def generate(
             metavar="FILE|DIR|-",
             parser=as_path,
             help="Output, by default named after prompt, size and seed, which its tags record with the model. "
-            "DIR/%05d.png writes images; - streams to stdout: Matroska, or y4m with --codec y4m.",
+            "DIR/%05d.png (or .jpg) writes images; - streams to stdout: Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
     res: Annotated[

@@ -65,8 +65,8 @@ def upscale(
             "--output",
             metavar="FILE|DIR|-",
             parser=as_path,
-            help="Output, by default NAME_1k next to the input. DIR/%05d.png writes images; - streams to stdout: "
-            "Matroska, or y4m with --codec y4m.",
+            help="Output, by default NAME_1k next to the input. DIR/%05d.png (or .jpg) writes images; - streams to "
+            "stdout: Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
     guard: GuardOption = f"{GUARD_LEVELS:g}",
