@@ -37,7 +37,7 @@ def test_the_table_has_a_row_for_every_scene_and_the_sheet_two(
 ) -> None:
     monkeypatch.setattr(drift, "taken_from", lambda _: (Shelf(), TINY_LITE))
     sheet = tmp_path / "sheet.png"
-    assert drift.main(["--count", "2", "--seconds", "6", "--sheet", str(sheet)]) == 0
+    assert drift.main(["--scenes", "1001", "1002", "--seconds", "6", "--sheet", str(sheet)]) == 0
     head, rule, *rows = capsys.readouterr().out.splitlines()
     assert head == "| scene | 0 to 5 s | 5 to 6 s | last / first |" and rule == "|---|---:|---:|---:|"
     assert [row.split(":")[0] for row in rows] == ["| 1001", "| 1002", rows[-1]] and rows[-1].startswith("| mean |")

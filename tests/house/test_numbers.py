@@ -60,15 +60,18 @@ def test_the_speed_of_an_upscale_is_the_measured_one(repository: Path) -> None:
     assert f"| {fps} | {memory} |" in page(repository, "README.md")
 
 
-def test_the_speed_of_generate_is_the_measured_one(repository: Path) -> None:
-    cases = result(repository, "generate_lite_cpu_2026-11-30")["cases"]
-    small, middle, large = (
-        (case["cpu_seconds"][1] - case["cpu_seconds"][0]) / (case["frames"][1] - case["frames"][0]) for case in cases
-    )
-    speed = page(repository, "docs/performance.md")
-    assert f"costs {small:.2f} s of CPU time per frame at 480p, {middle:.2f} s at 1K and {large:.2f} s at 2K" in speed
-    small, middle, large = (case["peak_rss_bytes"] / 1e9 for case in cases)
-    assert f"takes {small:.1f} GB at 480p, {middle:.1f} GB at 1K and {large:.1f} GB at 2K" in speed
+def test_the_speed_of_generating_is_the_measured_one(repository: Path) -> None:
+    pages = page(repository, "docs/performance.md"), page(repository, "README.md")
+    for case, name in zip(
+        result(repository, "bench_generate_cpu_2026-11-30")["cases"], ("480p", "1K", "2K"), strict=True
+    ):
+        fps, memory = f"{case['frames'] / case['seconds']:.1f}", f"{case['peak_rss_bytes'] / 1e9:.1f} GB"
+        shares = {stage["name"].removeprefix("low_"): f"{100 * stage['share']:.0f} %" for stage in case["stages"]}
+        wanted = [name, fps, f"{case['wall']['fps']:.1f}", memory]
+        wanted += [shares.get(stage, "") for stage in ("generator", "sr_dit", "decoder")]
+        assert "| " + " | ".join(wanted).replace("|  |", "| |") + " |" in pages[0]
+        if name == "1K":
+            assert f"`generate`, 5 seconds at 1K | the same, 2026-11-30 | {fps} | {memory} |" in pages[1]
 
 
 def test_memory_over_the_length_of_a_clip_is_the_measured_one(repository: Path) -> None:
