@@ -113,6 +113,24 @@ def test_hops_and_wing_beats_do_not_end_where_courses_have_laps() -> None:
     assert not torch.allclose(later.places[:, 0], later.places[:, 2], atol=1e-2)
 
 
+@torch.no_grad()
+def test_a_slow_clock_and_waves_tell_the_time_when_the_clock_has_stopped() -> None:
+    torch.manual_seed(0)
+    made = MovingPlaces(TINY.dim, GRID, (Course(), Course()), 12, slow_frames=40, rates=(math.pi / 6,))
+    text = prompt_for(made, 1)
+
+    def at(frame: int) -> Tensor:
+        return made(text, 1, frame).time
+
+    assert not torch.allclose(at(15), at(25), atol=1e-3), "the slow clock goes on"
+    assert not torch.allclose(at(100), at(103), atol=1e-3), "waves never stop"
+    torch.testing.assert_close(at(100), at(112), rtol=1e-4, atol=1e-4)  # a wave of twelve frames
+    for weight in (made.modulation.weight, made.clock.weight):
+        weight[:, -2:] = 0
+    torch.testing.assert_close(at(100), at(103))
+    assert not torch.allclose(at(38), at(30), atol=1e-3)
+
+
 def test_the_prompt_chooses() -> None:
     stage = build(replace(CONFIG, grid=(2, 3)))
     for block in stage.blocks:

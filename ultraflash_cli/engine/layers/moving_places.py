@@ -76,6 +76,7 @@ class MovingPlaces(nn.Module):
         grid: tuple[int, int],
         courses: tuple[Course, ...],
         taught_frames: int,
+        *,
         laps: tuple[float, float] | None = None,
         slow_frames: int = 0,
         rates: tuple[float, ...] = (),

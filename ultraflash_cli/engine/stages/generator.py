@@ -237,9 +237,9 @@ class Generator(Dit):
                 config.grid,
                 config.courses,
                 config.taught_frames,
-                config.laps,
-                config.slow_frames,
-                config.wave_rates,
+                laps=config.laps,
+                slow_frames=config.slow_frames,
+                rates=config.wave_rates,
             )
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(
