@@ -186,8 +186,11 @@ def test_a_clip_to_generate_can_become_jpegs() -> None:
         (["-o", "out.jpg"], "out.jpg is a single image, but a clip has many frames; use {}/%05d.jpg"),
         (["-o", "%d_%d.jpg"], "2 placeholders for a number, expected one, such as %05d.jpg"),
         (["-o", "%05d.jpg", "--codec", "h264"], ".jpg cannot hold h264 video"),
-        (["-o", "out.mp4", "--codec", "jpeg"], ".mp4 cannot hold jpeg video; use a pattern such as folder/%05d.jpg"),
-        (["-o", "%05d.jpg", "--crf", "3"], "--crf: jpeg has no quality setting; remove it"),
+        (
+            ["-o", "out.mp4", "--codec", "jpeg"],
+            ".mp4 cannot hold jpeg video; use .jpg for a photo, folder/%05d.jpg for a clip, or another --codec",
+        ),
+        (["-o", "%05d.jpg", "--crf", "3"], "--crf: jpeg is always written at its best quality; remove it"),
         (
             ["-o", "-", "--codec", "jpeg"],
             "--codec jpeg makes many files, but stdout is one stream; use -o DIR/%05d.jpg",

@@ -368,8 +368,8 @@ def _checked_suffix(output_suffix: str, codec: str) -> str:
     known = _CONTAINERS[suffix]
     if codec not in known.video | known.unusual:
         other = {
-            "png": ".mov or a pattern such as folder/%05d.png",
-            "jpeg": "a pattern such as folder/%05d.jpg",
+            "png": ".png for a photo, .mov or folder/%05d.png for a clip,",
+            "jpeg": ".jpg for a photo, folder/%05d.jpg for a clip,",
             "y4m": ".y4m or -",
         }.get(codec, ".mkv")
         raise UsageError(f"{suffix} cannot hold {codec} video; use {other} or another --codec")
@@ -390,7 +390,8 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
     expected = not reason or suffix == own_suffix(info)
     ways = [(stream, choice.way(suffix, stream, expected)) for stream in wanted]
     notes: list[str] = []
-    from_pictures = info.container.startswith("image2") or info.container.endswith("_pipe")
+    is_still = info.container == "gif" and info.frame_count_estimate == 1
+    from_pictures = is_still or info.container.startswith("image2") or info.container.endswith("_pipe")
     if suffix in WRITTEN_PICTURES and from_pictures:
         pass  # pictures have no timestamps to lose
     elif not known.timed:

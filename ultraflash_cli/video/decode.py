@@ -24,7 +24,7 @@ from ultraflash_cli.video.sequence import ImageSequence, wrong_size
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, late_streams, open_input
 from ultraflash_cli.video.timeline import timed_packets
-from ultraflash_cli.video.truncation import missing_bytes
+from ultraflash_cli.video.truncation import is_cut_off, missing_bytes
 from ultraflash_cli.video.watching import FieldWatch
 
 __all__ = ["ReadReport", "read_captions", "read_frames"]
@@ -59,6 +59,8 @@ class ReadReport:
     """Seconds lost at the end, if the file states its length."""
     missing_bytes: int = 0
     """Bytes missing at the end, if the file states its length."""
+    cut_off: tuple[Path, ...] = ()
+    """Pictures whose end is missing; decoders make up the rest."""
     repaired_times: int = 0
     """Timestamps that were missing, repeated, went backwards, or were outliers."""
     restarts: int = 0
@@ -67,7 +69,14 @@ class ReadReport:
     @property
     def damaged(self) -> bool:
         """Whether frames were lost."""
-        return self.failures > 0 or self.missing_bytes > 0 or self.lost_s > _LOSS_S
+        return self.failures > 0 or self.missing_bytes > 0 or self.lost_s > _LOSS_S or bool(self.cut_off)
+
+    @property
+    def about_cut_off(self) -> str:
+        """Which pictures are truncated."""
+        others = len(self.cut_off) - 1
+        more = f", and that of {others} more," if others else ""
+        return f"truncated: the end of {self.cut_off[0].name}{more} is missing"
 
 
 _LOSS_S = Fraction(1, 2)
@@ -306,9 +315,17 @@ def _losses(info: ClipInfo, progress: _Progress, clock: Clock | CadenceClock, re
         failures=progress.tally.failures,
         lost_s=max(Fraction(0), lost_s),
         missing_bytes=missing,
+        cut_off=tuple(path for path in _files(info) if is_cut_off(path)),
         repaired_times=_repaired_times(info, clock, repairs) + repairs.outliers,
         restarts=repairs.restarts,
     )
+
+
+def _files(info: ClipInfo) -> tuple[Path, ...]:
+    """Return the files of a clip; none for a pipe."""
+    if isinstance(info.source, ImageSequence):
+        return info.source.pictures()
+    return (info.source,) if isinstance(info.source, Path) else ()
 
 
 @contextmanager
@@ -343,5 +360,7 @@ def _tell_losses(info: ClipInfo, found: ReadReport, said: _Said) -> None:
             "loss",
             f"truncated: the last {found.missing_bytes:,} bytes are lost; {found.frames} frames could be read",
         )
+    elif found.cut_off:
+        said("loss", f"{found.about_cut_off}, and the decoder filled in the rest; copy it again from its source")
     elif found.failures:
         said("loss", f"damaged: {found.failures} packets could not be decoded, {found.frames} frames could")

@@ -116,7 +116,8 @@ class EncodeSpec:
                 f"--pix-fmt {self.pix_fmt}: not possible with {self.codec}; use one of {', '.join(known.all_fmts)}"
             )
         if self.crf is not None and known.crf is None:
-            raise UsageError(f"--crf: {self.codec} has no quality setting; remove it")
+            found = "is always written at its best quality" if known.is_jfif else "has no quality setting"
+            raise UsageError(f"--crf: {self.codec} {found}; remove it")
         if self.crf is not None and not 0 <= self.crf <= known.max_crf:
             raise UsageError(f"--crf must be between 0 and {known.max_crf} for {self.codec}, got {self.crf}")
 

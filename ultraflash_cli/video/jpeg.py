@@ -17,6 +17,7 @@ __all__ = [
     "JPEG_HEAD",
     "PROFILE_HEAD",
     "XMP_HEAD",
+    "jpeg_scan",
     "jpeg_segment",
     "jpeg_segments",
     "jpeg_size",
@@ -59,6 +60,12 @@ def jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         yield marker, place, jpeg[place + 4 : place + 2 + size_bytes]
         place += 2 + size_bytes
+
+
+def jpeg_scan(jpeg: bytes) -> int:
+    """Return where the pixels begin, behind the segments before them."""
+    ends = (place + 4 + len(content) for _, place, content in jpeg_segments(jpeg))
+    return max(ends, default=2)
 
 
 def jpeg_size(jpeg: bytes) -> tuple[int, int]:

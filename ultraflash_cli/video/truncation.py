@@ -1,13 +1,19 @@
-"""Count the bytes missing at the end of a file, from the lengths in its boxes."""
+"""Count the bytes missing at the end of a file, from the lengths in its boxes, and tell
+pictures without an end."""
 
+import mmap
 from pathlib import Path
 from struct import unpack
 from typing import BinaryIO
 
-__all__ = ["missing_bytes"]
+from ultraflash_cli.video.jpeg import JPEG_HEAD, jpeg_scan
+
+__all__ = ["is_cut_off", "missing_bytes"]
 
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 _MOST_BOXES = 100_000
+_JPEG_END = b"\xff\xd9"
+_HEAD_BYTES = 1 << 24
 
 
 def missing_bytes(path: Path) -> int:
@@ -29,6 +35,19 @@ def missing_bytes(path: Path) -> int:
     except OSError:
         return 0
     return 0
+
+
+def is_cut_off(path: Path) -> bool:
+    """Return whether a file is a JPEG without an end, of which decoders make up the rest."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(JPEG_HEAD)) != JPEG_HEAD:
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as jpeg:
+                # A preview before the pixels has an end of its own.
+                return jpeg.find(_JPEG_END, jpeg_scan(jpeg[:_HEAD_BYTES])) < 0
+    except OSError:
+        return False
 
 
 def _missing_of_boxes(file: BinaryIO, size: int) -> int:

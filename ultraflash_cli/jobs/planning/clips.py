@@ -126,6 +126,8 @@ def find_clips(
             hint = "" if recursive else ", or use --recursive for subfolders"
             if search.pictures:
                 hint += f"; to upscale the images in it as one clip ({search.pictures}, ...), use --images"
+            elif search.photos:
+                hint += f"; to upscale the photos in it, name them ({path / search.photos}, ...)"
             raise InputError(f"{path} is a folder without video files; name a file or another folder{hint}")
         clips += found
         failed += search.failed
@@ -143,6 +145,8 @@ class _Search:
         self.failed: list[FoundClip] = []
         self.pictures = ""
         """The name of the first numbered image in the folder itself, where there is one."""
+        self.photos = ""
+        """The name of the first other image there."""
 
     def clips(self) -> list[FoundClip]:
         """Return the videos. Raises InputError if the folder itself is not readable."""
@@ -178,6 +182,8 @@ class _Search:
             is_numbered = child.stem[-1:].isdecimal() and child.suffix.lower() in PICTURE_SUFFIXES
             if is_numbered and folder == self._top:
                 self.pictures = self.pictures or name
+            elif child.suffix.lower() in PICTURE_SUFFIXES and folder == self._top:
+                self.photos = self.photos or name
             if not is_video and not self._recursive:
                 continue
 

@@ -12,7 +12,7 @@ from ultraflash_cli.errors import ConfigError, Remark, UsageError
 from ultraflash_cli.host import check_address_space, usable_cores
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.options import GenerationOptions, SharedSettings
-from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name
+from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, example_suffix, low_name, made_name
 from ultraflash_cli.jobs.planning.target import (
     check_made_names,
     check_space,
@@ -298,6 +298,7 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
     check_pattern(output)
     return check_target(
         output,
+        example=example_suffix(job.codec),
         source=job.init_clip,
         overwrite=job.overwrite,
         skip_existing=job.skip_existing,

@@ -82,13 +82,16 @@ def may_be_photo(source: "Source") -> bool:
 
 
 def is_photo(info: "ClipInfo") -> bool:
-    """Return whether a file is a single picture; animations have names like those of
-    pictures, too, and so have several pictures written one after the other."""
-    if not may_be_photo(info.source):
+    """Return whether a file is a single picture, whatever its name; animations have names
+    like those of pictures, too, and so have several pictures written one after the
+    other."""
+    if not isinstance(info.source, Path):
         return False
-    if info.container == "image2" or info.frame_count_estimate == 1:
+    if may_be_photo(info.source) and (info.container == "image2" or info.frame_count_estimate == 1):
         return True
-    return info.container.endswith("_pipe") and _pictures_up_to(2, info) == 1
+    # A packet of GIF may hold several pictures, which are counted when it is opened.
+    is_still = info.container == "gif" and info.frame_count_estimate == 1
+    return (is_still or info.container.endswith("_pipe")) and _pictures_up_to(2, info) == 1
 
 
 def _pictures_up_to(most: int, info: "ClipInfo") -> int:

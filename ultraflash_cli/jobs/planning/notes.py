@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.errors import Remark
-from ultraflash_cli.jobs.planning.inputs import may_be_photo
+from ultraflash_cli.jobs.planning.inputs import is_photo, may_be_photo
 from ultraflash_cli.jobs.planning.models import ModelFacts
 from ultraflash_cli.video.sequence import WRITTEN_PICTURES, ImageSequence
 
@@ -67,9 +67,8 @@ def _page_notes(info: "ClipInfo") -> Iterator[str]:
     from ultraflash_cli.video.tiff import tiff_pages
 
     source = info.source.picture(0) if isinstance(info.source, ImageSequence) else info.source
-    if not may_be_photo(source):
+    if not isinstance(source, Path):
         return
-    assert isinstance(source, Path), "pictures are files"
     with suppress(OSError):  # it was readable a moment ago
         pages = tiff_pages(source)
         if pages > 1:
@@ -89,7 +88,8 @@ def _photo_losses(info: "ClipInfo", spec: "EncodeSpec", suffix: str) -> Iterator
 
     is_jpeg = CODECS[spec.codec].is_jfif
     becomes_pictures = suffix in WRITTEN_PICTURES and isinstance(info.source, ImageSequence)
-    carried = photo_data(info.source) if may_be_photo(info.source) or becomes_pictures else {}
+    is_picture = may_be_photo(info.source) or is_photo(info)
+    carried = photo_data(info.source) if is_picture or becomes_pictures else {}
     lost = misfits(carried, WRITTEN_PICTURES.get(suffix, ""))
     for other, codec in ((".png", "png"), (".jpg", "jpeg")):
         kept = [kind for kind in lost if kind not in misfits(carried, codec)]

@@ -8,7 +8,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.target import is_pictures
 from ultraflash_cli.video.sequence import WRITTEN_PICTURES
 
-__all__ = ["asked_suffix", "check_pattern", "low_name", "made_name"]
+__all__ = ["asked_suffix", "check_pattern", "example_suffix", "low_name", "made_name"]
 
 _NUMBERED = "%05d"
 _PLACE = re.compile(r"%(?:0(\d+))?d")
@@ -27,6 +27,15 @@ def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> st
 def made_name(stem: str, suffix: str, *, single: bool = False) -> Path:
     """Return the default name of an output; images get their own folder, but for a `single` one."""
     return Path(stem, f"{_NUMBERED}{suffix}") if suffix in WRITTEN_PICTURES and not single else Path(f"{stem}{suffix}")
+
+
+def example_suffix(codec: str, *, photo: bool = False) -> str:
+    """Return what an output name without an extension may lack."""
+    wanted = "png" if photo and codec == "auto" else codec
+    suffix = next((suffix for suffix, written in WRITTEN_PICTURES.items() if written == wanted), None)
+    if suffix is None:
+        return ".mp4"
+    return suffix if photo else f"/{_NUMBERED}{suffix}"
 
 
 def low_name(output: Path) -> Path:

@@ -55,12 +55,14 @@ def check_target(
     overwrite: bool,
     skip_existing: bool,
     work: Path | None = None,
+    example: str = ".mp4",
 ) -> bool:
     """Reject a target that cannot be written; return whether it exists and should be
     skipped. Numbered images exist if any file matches their pattern, as the numbers to
     be written are not known yet. Files of a run that was killed in its very last step
     do not block the same command; `work` is the folder where such a run leaves a
-    record, None if nothing can be resumed. Raises OutputError for system errors,
+    record, None if nothing can be resumed; a name without extension is answered with
+    `example` behind it. Raises OutputError for system errors,
     UsageError for a folder, a name without extension, anything but a regular file, the
     `source` itself or one of its images, and for an existing file unless `overwrite` or
     `skip_existing` is set.
@@ -73,7 +75,7 @@ def check_target(
         if output.is_dir():
             raise UsageError(f"{output} is a folder, expected a file")
         if not output.suffix:
-            hint = f"choose a file such as {output.name}.mp4, or an existing folder"
+            hint = f"choose a file such as {output.name}{example}, or an existing folder"
             raise UsageError(f"{output} has no extension; {hint}")
 
         found = existing_files(output)

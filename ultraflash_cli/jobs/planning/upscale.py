@@ -23,7 +23,7 @@ from ultraflash_cli.jobs.planning.inputs import (
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.notes import content_warnings, plan_warnings
 from ultraflash_cli.jobs.planning.options import SharedSettings, UpscalingOptions
-from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, made_name
+from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, example_suffix, made_name
 from ultraflash_cli.jobs.planning.restoring import check_restoring, reading_of, shape_warning, with_shape
 from ultraflash_cli.jobs.planning.target import (
     check_made_names,
@@ -172,12 +172,15 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     if to_write:
         check_temp(job.temp)
     if to_write and named is not None:
-        _check_target(named, job, source, single=may_be_photo(source))
+        _check_target(named, job, source, single=isinstance(source, Path))
 
     from ultraflash_cli.video.encode import check_encoder
     from ultraflash_cli.video.probe import probe, surveyed
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
+    photo = is_photo(info)
+    if photo:
+        info = replace(info, frame_count_estimate=1)
     if any(each is not None for each in (job.start, job.end, job.preview)):
         info = surveyed(info)
 
@@ -203,7 +206,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     stretch = shape_warning(info, plan) if (shaped := with_shape(info, plan)) is info else None
     info = shaped
 
-    suffix, single = asked_suffix(named, job.stdout, job.codec), is_photo(info) and job.fps is None
+    suffix, single = asked_suffix(named, job.stdout, job.codec), photo and job.fps is None
     if single and suffix is None and job.codec == "auto":
         suffix = ".png"
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
@@ -307,6 +310,7 @@ def _check_target(output: Path, job: UpscaleJob, source: "Source", *, single: bo
         source=source,
         overwrite=job.overwrite,
         skip_existing=job.skip_existing,
+        example=example_suffix(job.codec, photo=may_be_photo(source)),
         work=unfinished_work(output, job.temp) if job.resume and job.pipe is None else None,
     )
 

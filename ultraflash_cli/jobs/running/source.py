@@ -96,10 +96,13 @@ def _decoded_frames(prepared: Prepared, warn: Warn) -> Iterator[Frame]:
 
 def _refuse_damage(prepared: Prepared, report: ReadReport) -> None:
     if report.damaged:
-        raise InputError(
-            f"{prepared.job.source}: damaged or truncated, refused by --strict: {report.frames} frames could be read, "
-            f"{report.failures} packets could not, the last {float(report.lost_s):.2f} s are lost"
+        found = (
+            report.about_cut_off
+            if report.cut_off
+            else f"{report.frames} frames could be read, {report.failures} packets could not, "
+            f"the last {float(report.lost_s):.2f} s are lost"
         )
+        raise InputError(f"{prepared.job.source}: damaged or truncated, refused by --strict: {found}")
 
 
 def _threads(prepared: Prepared) -> int:
