@@ -36,7 +36,15 @@ def cut(path: Path, picture: Image.Image, **options: object) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("a", "JPEG"), ("a.mp4", "JPEG"), ("a.jfif", "JPEG"), ("a.txt", "PNG"), ("a.mov", "WEBP"), ("a.gif", "GIF")],
+    [
+        ("a", "JPEG"),
+        ("a.mp4", "JPEG"),
+        ("a.jfif", "JPEG"),
+        ("a.txt", "PNG"),
+        ("a.mov", "WEBP"),
+        ("a.gif", "GIF"),
+        ("a.avif", "AVIF"),
+    ],
 )
 def test_a_photo_is_one_whatever_its_name(
     name: str, kind: str, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -135,3 +143,14 @@ def test_a_folder_of_photos_says_how_to_upscale_them(
     picture.save(tmp_path / "dog.jpg")
     assert enlarge(tmp_path) == 3
     assert f"to upscale the photos in it, name them ({tmp_path / 'dog.jpg'}, ...)" in capsys.readouterr().err
+
+
+def test_the_same_photo_twice_is_said_to_be_that(
+    picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture.save(tmp_path / "dog.jpg")
+    picture.save(tmp_path / "dog.png")
+    assert enlarge(tmp_path / "dog.jpg", tmp_path / "dog.jpg", "-o", tmp_path, "-y") == 9
+    assert f"error: {tmp_path / 'dog.jpg'} is among the inputs twice; name it once\n" in capsys.readouterr().err
+    assert enlarge(tmp_path / "dog.jpg", tmp_path / "dog.png", "-o", tmp_path, "-y") == 9
+    assert f"would both be written to {tmp_path / 'dog_2x.png'}; rename one" in capsys.readouterr().err

@@ -176,6 +176,9 @@ class Claims:
         """Raise UsageError for an output that belongs to another input, or that is
         itself an input and not skipped."""
         place = os.path.realpath(output)
+        other = os.path.realpath(self._taken.get(place, ""))
+        if place in self._taken and other in self._sources and other == os.path.realpath(label):
+            raise UsageError(f"{label} is among the inputs twice; name it once")
         if place in self._taken:
             raise UsageError(f"{label} and {self._taken[place]} would both be written to {output}; rename one")
         if place in self._sources and not is_skipped:

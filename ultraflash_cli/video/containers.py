@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.video.probe import ClipInfo, StreamInfo
-from ultraflash_cli.video.sequence import WRITTEN_PICTURES
+from ultraflash_cli.video.sequence import PICTURE_SUFFIXES, WRITTEN_PICTURES
 from ultraflash_cli.video.sound import lossless_codecs
 from ultraflash_cli.video.source import open_input
 
@@ -390,7 +390,8 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
     expected = not reason or suffix == own_suffix(info)
     ways = [(stream, choice.way(suffix, stream, expected)) for stream in wanted]
     notes: list[str] = []
-    is_still = info.container == "gif" and info.frame_count_estimate == 1
+    is_named_so = info.path.suffix.lower() in PICTURE_SUFFIXES | {".gif"}
+    is_still = info.frame_count_estimate == 1 and (is_named_so or info.container == "gif")
     from_pictures = is_still or info.container.startswith("image2") or info.container.endswith("_pipe")
     if suffix in WRITTEN_PICTURES and from_pictures:
         pass  # pictures have no timestamps to lose
