@@ -21,6 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from benchmarks.quality_tables import RESULTS
+
 __all__ = [
     "CURVES",
     "Row",
@@ -47,7 +49,6 @@ LEAST_SAVING = 0.10
 """Share of the time that a rule must save to be worth offering."""
 MOST_LPIPS = 0.02
 """Relative increase of LPIPS that it may cost."""
-RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(r"(<!-- curves: (\S+) -->\n).*?(<!-- end of curves -->)", re.DOTALL)
 
 

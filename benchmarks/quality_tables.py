@@ -29,6 +29,7 @@ from benchmarks.scores import METRICS
 
 __all__ = [
     "KINDS",
+    "RESULTS",
     "TABLES",
     "Row",
     "clips_table",

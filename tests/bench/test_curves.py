@@ -92,7 +92,7 @@ def test_rules_change_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_rule_without_effect_is_measured_as_the_profile() -> None:
-    """lite takes one denoising step, of which nothing can be saved."""
+    """lite takes a single denoising step, so there is none to skip."""
     rules = {setting.name: setting for setting in settings_of("rules", LITE, PLAN)}
     assert rules["steps"].equals(rules["off"])
     assert not rules["kv"].equals(rules["off"]) and not rules["refresh"].equals(rules["off"])

@@ -140,3 +140,55 @@ def test_a_picture_too_large_for_the_memory_is_one_clear_line(
     assert "the smallest plan needs" in line
     assert main(["upscale", str(source), "--dry-run", "--res", "1k", "--device", "cpu"]) == 2
     assert "--downscale" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_read_is_one_line_and_exit_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def locked(_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ultraflash_cli.jobs.planning.clips.os.listdir", locked)
+    assert main(["upscale", str(tmp_path)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Permission denied" in line
+
+
+def test_a_batch_continues_if_asked_and_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    make_clip(folder / "a.mkv", frames=4)
+    (folder / "b.mkv").write_text("broken")
+    make_clip(folder / "c with a cat \N{CAT FACE}.mkv", frames=4)
+    (folder / "notes.txt").write_text("no film")
+    out = tmp_path / "out"
+    assert main(["upscale", str(folder), "-o", str(out), "--res", "2x", "--json"]) == 9
+    assert "1 of 3 files failed" in (said := capsys.readouterr().err.splitlines()[-1])
+    assert "1 not tried" in said
+    assert [path.name for path in out.iterdir()] == ["a_2x.mkv"]
+    assert main(["upscale", str(folder), "-o", str(out), "--res", "2x", "--json", "--keep-going", "-n"]) == 9
+    shown = capsys.readouterr()
+    first, second, third = (json.loads(line) for line in shown.out.splitlines())
+    assert first["skipped"]
+    assert second["exit_code"] == 3
+    assert third["frames_out"] == 4
+    assert "1 of 3 files failed" in shown.err.splitlines()[-1]
+    assert "not tried" not in shown.err
+    assert "b.mkv" in shown.err.splitlines()[-1]
+    assert len(list(out.iterdir())) == 2
+
+
+def test_a_folder_done_twice_does_not_take_results_for_films(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mkv", frames=4)
+    assert main(["upscale", str(tmp_path), "--res", "2x"]) == 0
+    assert main(["upscale", str(tmp_path), "--res", "2x", "-n"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "a_2x.mkv"]
+
+
+def test_two_inputs_that_would_share_an_output_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        make_clip(tmp_path / name / "a.mkv", frames=4)
+    inputs = [str(tmp_path / name / "a.mkv") for name in ("one", "two")]
+    assert main(["upscale", *inputs, "-o", str(tmp_path / "out"), "--res", "2x", "-y"]) == 9
+    assert "would both be written to" in capsys.readouterr().err

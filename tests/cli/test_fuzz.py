@@ -73,7 +73,7 @@ def test_a_damaged_file_results_in_a_correct_file_or_one_line(
     each = COUNT // BATCHES
     mutants(originals, films, range(batch * each, (batch + 1) * each))
     arguments = ["upscale", films, "-o", out, "--res", "2x", "--model", "lite", "--device", "cpu", "--threads", "1"]
-    # A GIF of which one picture is left would become a PNG.
+    # A damaged GIF with a single picture left counts as a photo and would become a PNG.
     more = ["--codec", "h264", "--keep-going", "--json", "--max-memory", "600M", "--enc-opt", "preset=ultrafast"]
     code, said = main([*map(str, arguments), *more]), capsys.readouterr()
     assert "Traceback" not in said.err, said.err[-3000:]

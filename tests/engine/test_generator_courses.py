@@ -95,7 +95,8 @@ def test_what_leaves_the_picture_comes_back_on_the_other_side() -> None:
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(first[:, 0], moving_places()(text, 1, 0).places[:, 0])
 
-    # A lap has 12 tokens, 8 of which show. After two tokens the right columns are leaving, after eight they are back.
+    # A lap is 12 tokens long, and the picture shows 8. A shift of two pushes the right columns out; a shift of eight
+    # brings them back on the left.
     leaving, back = made(text, 1, 4).places[0, 0], made(text, 1, 16).places[0, 0]
     torch.testing.assert_close(leaving[:, 2:], first[0, 0, :, :6], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(back[:, :4], first[0, 0, :, 4:], rtol=1e-4, atol=1e-4)

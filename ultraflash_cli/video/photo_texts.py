@@ -85,8 +85,7 @@ def _iptc_in(resources: bytes) -> Iterator[bytes]:
 
 
 def _of_png(file: BinaryIO) -> dict[str, bytes]:
-    for kind, content in _chunks(file, start=8, order=">", tail_bytes=4, wanted=b"iTXt"):
-        assert kind == b"iTXt", "only what is wanted"
+    for content in _chunks(file, start=8, order=">", wanted=b"iTXt"):
         if content.startswith(PNG_XMP_HEAD):
             is_compressed = content[len(PNG_XMP_HEAD)] == 1
             _, _, text = content[len(PNG_XMP_HEAD) + 2 :].split(b"\0", 2)
@@ -95,14 +94,12 @@ def _of_png(file: BinaryIO) -> dict[str, bytes]:
 
 
 def _of_webp(file: BinaryIO) -> dict[str, bytes]:
-    return {"XMP": next((content for _, content in _chunks(file, start=12, order="<", wanted=b"XMP ")), b"")}
+    return {"XMP": next(_chunks(file, start=12, order="<", wanted=b"XMP "), b"")}
 
 
-def _chunks(
-    file: BinaryIO, *, start: int, order: str, tail_bytes: int = 0, wanted: bytes
-) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the chunks of the wanted kind in a PNG (size first, checksum last) or a RIFF
-    (kind first, padded)."""
+def _chunks(file: BinaryIO, *, start: int, order: str, wanted: bytes) -> Iterator[bytes]:
+    """Yield the content of the chunks of one kind in a PNG (big-endian; size first, a
+    checksum last) or a RIFF (little-endian; kind first, padded)."""
     place = start
     for _ in range(_MOST_CHUNKS):
         file.seek(place)
@@ -112,8 +109,8 @@ def _chunks(
         kind, size = (head[4:], head[:4]) if order == ">" else (head[:4], head[4:])
         (size_bytes,) = struct.unpack(f"{order}I", size)
         if kind == wanted and size_bytes <= _MOST_BYTES:
-            yield kind, file.read(size_bytes)
-        place += 8 + size_bytes + (tail_bytes if order == ">" else size_bytes % 2)
+            yield file.read(size_bytes)
+        place += 8 + size_bytes + (4 if order == ">" else size_bytes % 2)
 
 
 def _of_tiff(file: BinaryIO) -> dict[str, bytes]:
@@ -122,7 +119,7 @@ def _of_tiff(file: BinaryIO) -> dict[str, bytes]:
 
 
 def _of_boxes(file: BinaryIO) -> dict[str, bytes]:
-    """Scan for the packet, which AVIF, HEIC, JPEG XL and JPEG 2000 store in one piece."""
+    """Search the file for the XMP packet; AVIF, HEIC, JPEG XL and JPEG 2000 store it whole."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start, end = content.find(b"<x:xmpmeta"), content.rfind(b"</x:xmpmeta>")
         is_whole = 0 <= start < end <= start + _MOST_BYTES

@@ -38,7 +38,8 @@ def missing_bytes(path: Path) -> int:
 
 
 def is_cut_off(path: Path) -> bool:
-    """Return whether a file is a JPEG without an end, of which decoders make up the rest."""
+    """Return whether a file is a JPEG that lacks its end marker; decoders fill in what is
+    missing."""
     try:
         with open(path, "rb") as file:
             if file.read(len(JPEG_HEAD)) != JPEG_HEAD:
