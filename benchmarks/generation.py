@@ -41,7 +41,19 @@ from ultraflash_cli.train.scenes import Colour, Kind, Motion, Place, Scene, Thin
 from ultraflash_cli.video.plain import read_plain_frames
 from ultraflash_cli.video.stills import write_png
 
-__all__ = ["JUDGED", "PROMPTS", "Prompt", "Row", "contact_sheet", "main", "read_prompts", "scene_of", "unsteadiness"]
+__all__ = [
+    "JUDGED",
+    "PROMPTS",
+    "Prompt",
+    "Row",
+    "built_in",
+    "contact_sheet",
+    "main",
+    "read_prompts",
+    "scene_of",
+    "shrunk",
+    "unsteadiness",
+]
 
 PROMPTS = Path(__file__).with_name("prompts.json")
 JUDGED = ("kind", "colour", "time", "motion")
@@ -144,7 +156,7 @@ class _Studio:
 
     def __init__(self, folder: Path, options: Sequence[str]) -> None:
         self._folder, self._options = folder, list(options)
-        parts = [path.read_bytes() for path in sorted(_built_in().glob("*.safetensors"))]
+        parts = [path.read_bytes() for path in sorted(built_in().glob("*.safetensors"))]
         kept = hashlib.sha256(b"".join([json.dumps(self._options).encode(), *parts]))
         self._key = kept.hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +194,8 @@ class _Studio:
         clip.unlink()
 
 
-def _built_in() -> Path:
+def built_in() -> Path:
+    """Return the folder of the built-in model's weights."""
     return Path(ultraflash_cli.__file__).parent / "weights" / "lite"
 
 
