@@ -5,7 +5,8 @@ with the renderer's frames.
     python -m benchmarks.sr_gain --count 60 --out sr_gain.json
 
 Scenes are those of `benchmarks.cascade` (no rain, no snow). LPIPS is measured on the
-frame in the middle of every second, edges and change on all frames. The judge of
+frame in the middle of every second (AlexNet) or of every third (VGG, which takes much
+longer), edges and change on all frames. The judge of
 `benchmarks.generation` says whether subject, colour, time of day and motion are those
 of the scene. With ``--work`` results of scenes are kept, for going on later.
 """
@@ -47,7 +48,9 @@ __all__ = ["ARMS", "Clip", "Group", "Means", "groups_of", "main", "means_of", "m
 
 ARMS = ("without", "with")
 """Names of the variants: without and with the SR transformer."""
-TRUNKS: tuple[Trunk, ...] = ("alex", "vgg")
+TRUNKS: dict[Trunk, int] = {"alex": 1, "vgg": 3}
+"""Networks of the learned distance, with the seconds from one measured frame to the
+next."""
 
 Group = tuple[Tensor, dict[str, Tensor]]
 """The renderer's frames ``[T, 3, H, W]`` in [0, 1] and those of each arm."""
@@ -124,7 +127,7 @@ def measured(number: int, groups: Iterator[Group], dtype: torch.dtype) -> dict[s
     small: dict[str, list[Tensor]] = {name: [] for name in (*ARMS, "drawn")}
     edges_drawn, last, done = list[tuple[float, int]](), dict[str, Tensor](), 0
     for truth, made in groups:
-        middles = [i for i in range(len(truth)) if (done + i) % GENERATED_FPS == GENERATED_FPS // 2]
+        shown = {trunk: _middles(range(done, done + len(truth)), every_s) for trunk, every_s in TRUNKS.items()}
         done += len(truth)
         edges_drawn.append((edge_energy(truth.transpose(0, 1)[None]), len(truth)))
         small["drawn"].append(_small(truth))
@@ -140,7 +143,9 @@ def measured(number: int, groups: Iterator[Group], dtype: torch.dtype) -> dict[s
                     len(whole) - 1,
                 ),
             }
-            for trunk in TRUNKS if middles else ():
+            for trunk, middles in shown.items():
+                if not middles:
+                    continue
                 out, wanted = (clip[middles].transpose(0, 1)[None] for clip in (frames, truth))
                 found[trunk] = float(learned_distance(out, wanted, trunk, dtype).mean()), len(middles)
             for key, value in found.items():
@@ -163,6 +168,13 @@ def measured(number: int, groups: Iterator[Group], dtype: torch.dtype) -> dict[s
             right={key: seen[key] == word for key, word in said.items()},
         )
     return clips
+
+
+def _middles(frames: range, every_s: int) -> list[int]:
+    """Return the positions of frames in the middle of a second, one second in
+    ``every_s``."""
+    period = GENERATED_FPS * every_s
+    return [i for i, frame in enumerate(frames) if frame % period == GENERATED_FPS // 2]
 
 
 def _average(values: Sequence[tuple[float, int]]) -> float:
