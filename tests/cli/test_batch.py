@@ -80,6 +80,23 @@ def test_a_skipped_file_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count("\n") == 3
 
 
+def test_a_dry_run_names_the_files_that_it_would_skip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = make_clip(tmp_path / "small.mkv", frames=2, width=16, height=16, audio=False)
+    shutil.copy(small, tmp_path / "other.mkv")
+    shutil.copy(small, tmp_path / "small_2x.mkv")
+    command = ["upscale", str(small), str(tmp_path / "other.mkv"), "--res", "2x", "-n", "--dry-run"]
+    assert main(command) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{tmp_path / 'small_2x.mkv'} exists; skipping {small}"
+    assert said[1] == f"{tmp_path / 'other.mkv'} -> {tmp_path / 'other_2x.mkv'}"
+    assert said[-1].startswith("total: 1 clip, ") and said[-1].endswith(", 1 skipped")
+    assert main([*command, "--json", "-q"]) == 0
+    skipped, planned = map(json.loads, capsys.readouterr().out.splitlines())
+    assert skipped["skipped"] and "memory" not in skipped and planned["memory"]
+    assert main([*command[:2], *command[3:]]) == 0
+    assert capsys.readouterr().err == f"{tmp_path / 'small_2x.mkv'} exists; skipping {small}\n"
+
+
 def test_a_tree_is_mirrored_below_the_output_folder(tmp_path: Path) -> None:
     films = tmp_path / "films"
     (films / "a" / "deep").mkdir(parents=True)

@@ -62,7 +62,7 @@ def show_outcomes(
             break
 
     if is_batch and not json:
-        for line in plans.ending():
+        for line in plans.ending(skipped=sum(row[0] == "skipped" for row in rows)):
             console.info(line)
     if is_batch and len(rows) == tried:  # a dry run makes nothing to list in a table
         for line in _table(rows):
@@ -100,7 +100,7 @@ class _Plans:
             return False
         return True
 
-    def ending(self) -> list[str]:
+    def ending(self, *, skipped: int) -> list[str]:
         """Return the last lines: how many are not printed, and the total; none without
         plans."""
         from ultraflash_cli.jobs.running.forecast import duration_words, size_words
@@ -121,6 +121,7 @@ class _Plans:
         times = clips / len(self._planned)
         parts += [f"about {duration_words(times * sum(seconds))}"] if len(seconds) == len(self._planned) else []
         parts += [f"about {size_words(round(times * sum(sizes)))}"] if len(sizes) == len(self._planned) else []
+        parts += [f"{skipped:,} skipped"] if skipped else []
         return [*lines, f"total: {', '.join(parts)}"]
 
 

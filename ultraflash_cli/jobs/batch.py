@@ -29,7 +29,8 @@ _RESUMES = "; run the same command with -n to resume"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of one clip: a report, a failure or, in a dry run, a plan."""
+    """The outcome of one clip: a report, a failure or, in a dry run, a plan; a dry run
+    has reports of skipped clips."""
 
     source: str
     """Name of the input in events: a file, or a prompt."""
@@ -92,20 +93,25 @@ def run_batch(
 def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ()) -> Iterator[Outcome]:
     """Check the jobs in order and yield the plan or the failure of each.
 
-    Nothing is written; the built-in model is loaded to time it on a small picture.
+    Nothing is written; the built-in model is loaded to time it on a small picture. An
+    output that exists and is skipped has the report of a real run.
     """
     from ultraflash_cli.jobs.running.loader import Models
+    from ultraflash_cli.jobs.running.run import run
 
     models = Models()
     forecaster = Forecaster(models)
 
     def act(prepared: Prepared | PreparedGeneration) -> dict[str, Any]:
+        task = _task_of(prepared, models, None)
+        if prepared.exists:
+            return {"report": run(task, lambda event: None, stop=stop)}
         memory = models.plan(prepared)[2]
         return {
-            "plan": _task_of(prepared, models, None).planned(),
+            "plan": task.planned(),
             "memory": memory,
-            "forecast": None if prepared.exists else forecaster.forecast(prepared),
-            "warnings": () if prepared.exists else (*prepared.warnings, *foreseen(prepared), *memory.warnings),
+            "forecast": forecaster.forecast(prepared),
+            "warnings": (*prepared.warnings, *foreseen(prepared), *memory.warnings),
         }
 
     return _each(jobs, act, stop=stop, sources=sources)
