@@ -1,12 +1,11 @@
 """The `ultraflash` command: its subcommands, and the only place where errors are caught and shown."""
 
 import errno
-import re
 import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -153,8 +152,18 @@ def _usage_failure(console: Console, error: typer.TyperException) -> int:
     context: Any = getattr(error, "ctx", None)
     if context is not None and context.info_name == "generate" and "unexpected extra argument" in message:
         message += "; put a prompt of several words in quotes"
-    # The parser keeps an unknown value and the known ones in its message only.
-    if choice := re.search(r": '(.*)' is not one of (.+)$", message):
-        message += meant(choice[1], re.findall("'([^']+)'", choice[2]))
+    message += _meant_choice(error)
     hint = "" if message.endswith("?") else "; see --help"
     return console.failure(error, message=f"{message}{hint}", exit_code=error.exit_code)
+
+
+def _meant_choice(error: typer.TyperException) -> str:
+    """Return `meant` for an unknown value of an option that lists its values, else
+    nothing."""
+    from pydantic import ValidationError  # Typer has imported it before it refuses a value
+
+    parameter: Any = getattr(error, "param", None)
+    known = get_args(getattr(getattr(parameter, "type_descriptor", None), "annotation", None))
+    if not isinstance(error.__cause__, ValidationError) or not all(isinstance(name, str) for name in known):
+        return ""
+    return meant(str(error.__cause__.errors()[0]["input"]), known)
