@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.files import names_folder
 from ultraflash_cli.frame_forms import Form, taken
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, check_guard
 from ultraflash_cli.settings import Settings
@@ -127,9 +128,10 @@ def upscale(
 ) -> "UpscaleReport":
     """Upscale one clip like ``ultraflash upscale`` and return its report. ``source`` is
     a video file or numbered images such as ``folder/%05d.png``. ``output`` is a file,
-    an existing folder, or None for a default name next to the source (see the report's
-    ``output``). Sizes are pixels, times seconds or text such as ``"1:02.5"``. An
-    interrupted call is resumed by the same call.
+    a folder (an existing one, or a name that ends in a slash), or None for a default
+    name next to the source (see the report's ``output``). Sizes are pixels, times
+    seconds or text such as ``"1:02.5"``. An interrupted call is resumed by the same
+    call.
 
         report = upscale("in.mp4", res="2k", crf=18, overwrite=True)
 
@@ -156,8 +158,8 @@ def generate(
     **options: Unpack[GenerateOptions],
 ) -> "GenerateReport":
     """Generate one clip from a prompt like ``ultraflash generate`` and return its
-    report. ``output`` is a file, an existing folder, or None for a name derived from
-    the prompt in the current folder.
+    report. ``output`` is a file, a folder as for `upscale`, or None for a name derived
+    from the prompt in the current folder.
 
         report = generate("a red balloon over the sea", "balloon.mp4", res="1k", seconds=3)
 
@@ -417,8 +419,7 @@ def _place(output: FilePath | None) -> dict[str, Path]:
     """Return an output as the corresponding field of a job."""
     if output is None:
         return {}
-    path = Path(output)
-    return {"folder": path} if path.is_dir() else {"output": path}
+    return {"folder" if names_folder(output) else "output": Path(output)}
 
 
 def _store() -> Path:

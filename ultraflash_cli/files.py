@@ -5,7 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["place_file", "sync", "sync_file", "sync_folder", "write_whole"]
+__all__ = ["names_folder", "place_file", "sync", "sync_file", "sync_folder", "write_whole"]
+
+
+def names_folder(name: str | os.PathLike[str]) -> bool:
+    """Return whether an output is a folder: an existing one, or one to be created, whose
+    name ends in a slash."""
+    return os.path.basename(name) == "" or os.path.isdir(name)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -16,10 +16,12 @@ import typer
 
 from ultraflash_cli.console import Console, GlobalOptions, ProgressMode
 from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.files import names_folder
 from ultraflash_cli.flags import Flag
 
 __all__ = [
     "AddressOption",
+    "Destination",
     "DryRunOption",
     "ExecutorOption",
     "GuardOption",
@@ -38,6 +40,7 @@ __all__ = [
     "VerboseOption",
     "WorkDirOption",
     "WorkersOption",
+    "as_destination",
     "as_path",
     "as_rate",
     "takes",
@@ -57,6 +60,20 @@ def as_path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("the name is empty; is a variable unset?")
     return Path(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Destination:
+    """An output as given with `-o`."""
+
+    path: Path
+    is_folder: bool
+    """Whether it is a folder: an existing one, or a name that ends in a slash."""
+
+
+def as_destination(text: str) -> Destination:
+    """Read `-o`, in the same way as `as_path`."""
+    return Destination(path=as_path(text), is_folder=names_folder(text))
 
 
 def as_rate(text: str) -> Fraction:
@@ -270,8 +287,8 @@ def _paths(values: Iterable[object]) -> list[Path]:
     """List the files named on the command line."""
     found: list[Path] = []
     for value in values:
-        if isinstance(value, Path):
-            found.append(value)
+        if isinstance(value, Path | Destination):
+            found.append(value.path if isinstance(value, Destination) else value)
         elif isinstance(value, list):
             found += _paths(cast(list[object], value))
     return [path for path in found if str(path) != "-"]

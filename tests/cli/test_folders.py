@@ -110,6 +110,24 @@ def test_several_inputs_make_no_folder_that_is_called_like_a_file(
     assert [path.name for path in (films / "out.mp4").iterdir()] == ["race_2x.mkv"]
 
 
+def test_an_output_that_ends_in_a_slash_is_a_folder_which_is_created(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = str(films / "race.mkv"), tmp_path / "out.mkv"
+    assert main(["upscale", source, "-o", str(tmp_path / "out"), "--res", "2x"]) == 2
+    assert f"{tmp_path / 'out'} has no extension; choose a file such as out.mp4" in capsys.readouterr().err
+    assert main(["upscale", source, "-o", f"{tmp_path / 'a' / 'out'}/", "--res", "2x", "--threads", "1"]) == 0
+    assert [path.name for path in (tmp_path / "a" / "out").iterdir()] == ["race_2x.mkv"]
+    copied(films / "race.mkv", "b.mkv")
+    for inputs in ([source], [source, str(films / "b.mkv")]):
+        assert main(["upscale", *inputs, "-o", f"{out}/", "--res", "2x", "--threads", "1", "-n"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["b_2x.mkv", "race_2x.mkv"]
+    assert main(["upscale", source, "-o", f"{source}/", "--res", "2x"]) == 7
+    assert f"{source} is a file, expected a folder" in capsys.readouterr().err
+    assert main(["generate", "sea", "--model", "tiny-lite", "-o", f"{tmp_path / 'made'}/", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"].startswith(f"{tmp_path / 'made'}/")
+
+
 def test_no_output_replaces_another_input(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copied(films / "race.mkv", "race_2x.mkv")
     before = (films / "race_2x.mkv").read_bytes()

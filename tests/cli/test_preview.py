@@ -88,8 +88,10 @@ def test_a_page_is_checked_before_the_work(previewed: Path, capsys: pytest.Captu
 
 
 def test_a_frame_becomes_two_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clip = make_clip(tmp_path / "in.mp4", frames=12)
-    assert main(["upscale", str(clip), *QUICK, "--preview", "frame@50%", "--json"]) == 0
+    clip, output = make_clip(tmp_path / "in.mp4", frames=12), tmp_path / "new" / "folder"
+    command = ["upscale", str(clip), *QUICK, "--preview", "frame@50%", "-o", f"{output}/"]
+    assert main([*command, "--json"]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["in_2x_frame.png", "in_2x_frame_lanczos.png"]
     report = json.loads(capsys.readouterr().out)
     assert (report["width"], report["height"]) == (128, 96)
     assert report["time_s"] == pytest.approx(0.24, abs=0.041)
@@ -97,7 +99,7 @@ def test_a_frame_becomes_two_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [picture.shape for picture in pictures] == [(96, 128, 3)] * 2
     apart = np.abs(pictures[0].astype(int) - pictures[1]).mean()
     assert 0.1 < apart < 25, "the same frame, by the model and by lanczos"
-    assert main(["upscale", str(clip), *QUICK, "--preview", "frame@50%"]) == 2
+    assert main(command) == 2
     assert "exists; use -y to replace it" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.planning.options import GenerationOptions
 from ultraflash_cli.options import (
     AddressOption,
+    Destination,
     DryRunOption,
     ExecutorOption,
     JsonOption,
@@ -24,6 +25,7 @@ from ultraflash_cli.options import (
     ServeOption,
     WorkDirOption,
     WorkersOption,
+    as_destination,
     as_path,
     as_rate,
     takes,
@@ -52,13 +54,13 @@ def generate(
             help="File with one prompt per line, or - for stdin; # starts a comment.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
+    destination: Annotated[
+        Destination | None,
         typer.Option(
             "-o",
             "--output",
             metavar="FILE|DIR|-",
-            parser=as_path,
+            parser=as_destination,
             help="Output, by default named after prompt, size and seed, which its tags record with the model. "
             "DIR/%05d.png (or .jpg) writes images; - streams to stdout: Matroska, or y4m with --codec y4m.",
         ),
@@ -100,6 +102,7 @@ def generate(
     from ultraflash_cli.jobs.planning.generate import GenerateJob, name_outputs
     from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
+    output = None if destination is None else destination.path
     crew, options = choose_crew(
         executor,
         options,
@@ -117,9 +120,10 @@ def generate(
     to_stream = takes_stream(output)
     if to_stream and several:
         raise UsageError(f"only one clip can be written to '{output}'; give a folder for several")
-    into_folder = output is not None and not to_stream and (several or os.path.isdir(output))
+    is_folder = destination is not None and destination.is_folder
+    into_folder = output is not None and not to_stream and (several or is_folder)
     console.data_on_err = is_stdout(output)
-    if output is not None and several and not os.path.isdir(output):
+    if output is not None and several and not is_folder:
         is_file = os.path.exists(output) or output.suffix.lower() in VIDEO_SUFFIXES
         if is_file:
             raise UsageError(f"{output} is a file; several clips need a folder")

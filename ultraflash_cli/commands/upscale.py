@@ -19,6 +19,7 @@ from ultraflash_cli.jobs.planning.options import UpscalingOptions
 from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES
 from ultraflash_cli.options import (
     AddressOption,
+    Destination,
     DryRunOption,
     ExecutorOption,
     GuardOption,
@@ -30,6 +31,7 @@ from ultraflash_cli.options import (
     UnitFramesOption,
     WorkDirOption,
     WorkersOption,
+    as_destination,
     as_path,
     as_rate,
     takes,
@@ -58,13 +60,13 @@ def upscale(
             help="Video files, photos, folders, numbered images (DIR/%05d.png), or - for stdin.",
         ),
     ],
-    output: Annotated[
-        Path | None,
+    destination: Annotated[
+        Destination | None,
         typer.Option(
             "-o",
             "--output",
             metavar="FILE|DIR|-",
-            parser=as_path,
+            parser=as_destination,
             help="Output, by default NAME_1k next to the input. DIR/%05d.png (or .jpg) writes images; - streams to "
             "stdout: Matroska, or y4m with --codec y4m.",
         ),
@@ -112,6 +114,7 @@ def upscale(
     from ultraflash_cli.jobs.planning.window import is_still
     from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
+    output = None if destination is None else destination.path
     crew, options = choose_crew(
         executor,
         options,
@@ -126,10 +129,11 @@ def upscale(
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
         raise UsageError(f"'{_DASH if from_stdin else output}' can be used with only one clip; remove the other inputs")
-    into_folder = output is not None and not to_stream and (is_batch or os.path.isdir(output))
+    is_folder = destination is not None and destination.is_folder
+    into_folder = output is not None and not to_stream and (is_batch or is_folder)
     if is_batch and output is not None and os.path.isfile(output):
         raise UsageError(f"{output} is a file; several inputs need an output folder")
-    if is_batch and output is not None and names_a_file(output):
+    if is_batch and output is not None and not is_folder and names_a_file(output):
         raise UsageError(f"{output} is a file name; several inputs need an output folder")
     console.data_on_err = is_stdout(output)
     if is_batch and not keep_going and (missing := missing_inputs(inputs, asks_output=output is None)):

@@ -75,7 +75,7 @@ def check_target(
         if output.is_dir():
             raise UsageError(f"{output} is a folder, expected a file")
         if not output.suffix:
-            hint = f"choose a file such as {output.name}{example}, or an existing folder"
+            hint = f"choose a file such as {output.name}{example}, or a folder such as {output}{os.sep}"
             raise UsageError(f"{output} has no extension; {hint}")
 
         found = existing_files(output)

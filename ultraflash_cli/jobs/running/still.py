@@ -16,6 +16,7 @@ from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.video.color import resize_rgb
 from ultraflash_cli.video.cuts import CutDetector
 from ultraflash_cli.video.decode import read_frames
+from ultraflash_cli.video.partial import output_errors
 from ultraflash_cli.video.stills import write_png
 
 __all__ = ["StillReport", "run_still"]
@@ -67,6 +68,8 @@ def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
     frames, time_s = _frames_up_to(prepared)
     height_px, width_px = prepared.plan.target
     made = _upscaled(prepared, frames)
+    with output_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     for path, picture in ((plain, resize_rgb(frames[-1], width_px, height_px)), (output, made)):
         write_png(path, _turned(picture, prepared))
     turned = prepared.info.rotation_deg in (90, 270)
