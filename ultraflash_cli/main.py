@@ -160,10 +160,9 @@ def _usage_failure(console: Console, error: typer.TyperException) -> int:
 def _meant_choice(error: typer.TyperException) -> str:
     """Return `meant` for an unknown value of an option that lists its values, else
     nothing."""
-    from pydantic import ValidationError  # Typer has imported it before it refuses a value
-
     parameter: Any = getattr(error, "param", None)
     known = get_args(getattr(getattr(parameter, "type_descriptor", None), "annotation", None))
-    if not isinstance(error.__cause__, ValidationError) or not all(isinstance(name, str) for name in known):
+    refusals: Any = getattr(error.__cause__, "errors", None)  # of pydantic, which reads values for Typer
+    if refusals is None or not all(isinstance(name, str) for name in known):
         return ""
-    return meant(str(error.__cause__.errors()[0]["input"]), known)
+    return meant(str(refusals()[0]["input"]), known)
