@@ -127,7 +127,9 @@ def measured(number: int, groups: Iterator[Group], dtype: torch.dtype) -> dict[s
     small: dict[str, list[Tensor]] = {name: [] for name in (*ARMS, "drawn")}
     edges_drawn, last, done = list[tuple[float, int]](), dict[str, Tensor](), 0
     for truth, made in groups:
-        shown = {trunk: _middles(range(done, done + len(truth)), every_s) for trunk, every_s in TRUNKS.items()}
+        shown: dict[Trunk, list[int]] = {
+            trunk: _middles(range(done, done + len(truth)), every_s) for trunk, every_s in TRUNKS.items()
+        }
         done += len(truth)
         edges_drawn.append((edge_energy(truth.transpose(0, 1)[None]), len(truth)))
         small["drawn"].append(_small(truth))
