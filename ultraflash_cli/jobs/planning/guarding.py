@@ -5,7 +5,7 @@ from ultraflash_cli.errors import ConfigError
 __all__ = ["GUARD_LEVELS", "check_guard", "read_guard"]
 
 GUARD_LEVELS = 32.0
-"""Default limit: the strictest one without a loss of quality on clean and compressed
+"""Default limit: the strictest one that hardly lowers the quality of clean and compressed
 clips, see docs/quality.md."""
 _MOST_LEVELS = 255
 
