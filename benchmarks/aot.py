@@ -2,6 +2,8 @@
 
 python -m benchmarks.aot            compile all for all targets, write benchmarks/aot.json
 python -m benchmarks.aot --check    compare with that file: exit code 1 if a kernel spills more or is not listed
+python -m benchmarks.aot --table benchmarks/aot_triton_3.6.json --targets 90
+                                    the same under another Triton, in a table of its own
 
 A kernel is compiled as its operation launches it: operations run on tensors without storage, and the launches are
 compiled instead of executed. Triton's interpreter must be off.
@@ -27,10 +29,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.machine_code import hot_loop
+from benchmarks.machine_code import hot_loop, split_loop
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 
-__all__ = ["CASES", "EIGHT_BITS", "HOT", "TABLE", "TARGETS", "compare", "main", "measure"]
+__all__ = ["CASES", "EIGHT_BITS", "HOPPER", "HOT", "TABLE", "TARGETS", "compare", "main", "measure"]
 
 TABLE = Path(__file__).with_name("aot.json")
 TARGETS = (80, 89, 90, 100, 103, 120)
@@ -52,9 +54,12 @@ def blocks(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, count: in
     return torch.empty((1, count, tokens, 12, width), dtype=dtype, device="meta").permute(0, 3, 1, 2, 4)
 
 
-def attention(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, ring: bool = True) -> None:
-    """Launch block-sparse attention of a group of the 2K stage."""
-    from ultraflash_kernels.block_sparse_attention import kernel
+def attention(
+    dtype: torch.dtype, *, width: int = 128, tokens: int = 128, ring: bool = True, hopper: bool = False
+) -> None:
+    """Launch block-sparse attention of a group of the 2K stage, by the kernel for
+    Hopper if ``hopper``."""
+    from ultraflash_kernels.block_sparse_attention import kernel, kernel_hopper
 
     new = blocks(dtype, width=width, tokens=tokens)
     old = torch.empty((1, 12, 720, tokens, width), dtype=dtype, device="meta")
@@ -62,7 +67,8 @@ def attention(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, ring: 
     starts, chosen, order = (torch.empty(size, dtype=torch.int32, device="meta") for size in (rows + 1, 1 << 22, rows))
     lists = BlockLists(starts, chosen, order, (1, 12, 720, fill + 720))
     remembered = (old, old) if ring else (None, None)
-    kernel.forward(new, new, new, lists, *remembered, fill, GRID if tokens == 128 else ())
+    forward = kernel_hopper.forward if hopper else kernel.forward
+    forward(new, new, new, lists, *remembered, fill, GRID if tokens == 128 else ())
 
 
 def attention_fp8(*, width: int = 128, tokens: int = 128) -> None:
@@ -194,6 +200,8 @@ CASES: dict[str, Callable[[], None]] = {
     "block_sparse_attention, bf16, head 96, ring": lambda: attention(torch.bfloat16, width=96),
     "block_sparse_attention, bf16, head 32, 32 tokens, ring": lambda: attention(torch.bfloat16, width=32, tokens=32),
     "block_sparse_attention, fp32, head 128, ring": lambda: attention(torch.float32),
+    "block_sparse_attention_hopper, bf16, ring": lambda: attention(torch.bfloat16, hopper=True),
+    "block_sparse_attention_hopper, fp16": lambda: attention(torch.float16, ring=False, hopper=True),
     "block_sparse_attention_fp8, bf16, head 128, ring": attention_fp8,
     "block_sparse_attention_fp8, bf16, head 32, 32 tokens, ring": lambda: attention_fp8(width=32, tokens=32),
     "block_topk, bf16": lambda: choice(torch.bfloat16),
@@ -229,6 +237,8 @@ HOT = (
     "block_sparse_attention_fp8, bf16, head 128",
 )
 """Prefixes of the names of kernels that must not spill at all."""
+HOPPER = "block_sparse_attention_hopper"
+"""Prefix of the names of kernels for compute capability 9.0 alone."""
 EIGHT_BITS = (
     "adaln_modulate_fp8",
     "block_sparse_attention_fp8",
@@ -242,6 +252,11 @@ not support."""
 NARROWEST_PRODUCT = 64
 """Minimum columns of a warp-group product at which four warps do not read shared memory
 out of bounds."""
+LONGEST_HOPPER_LOOP = 470
+"""Maximum instructions per warp in the hot loop of the attention kernel for Hopper."""
+LEAST_HIDDEN_EXPONENTIALS = 64
+"""Exponentials of its loop that must run while products are in flight: all scores of a
+thread."""
 LOOP_GROWTH = 1.03
 """Allowed length of a loop relative to its line in the table: compilers differ a
 little."""
@@ -293,7 +308,7 @@ def measure(cases: Sequence[str] = tuple(CASES), targets: Sequence[int] = TARGET
     figures: Figures = {}
     for target in targets:
         for name in cases:
-            if target < 89 and name.startswith(EIGHT_BITS):
+            if (target < 89 and name.startswith(EIGHT_BITS)) or (target != 90 and name.startswith(HOPPER)):
                 continue
             with compiling_for(target) as compiled:
                 CASES[name]()
@@ -303,6 +318,8 @@ def measure(cases: Sequence[str] = tuple(CASES), targets: Sequence[int] = TARGET
                 line = resources(program)
                 if name.startswith(HOT) and (loop := hot_loop(program)) is not None:
                     line |= {f"loop_{key}": value for key, value in loop.as_json().items()}
+                if name.startswith(HOPPER) and (split := split_loop(program)) is not None:
+                    line |= {f"loop_{key}": value for key, value in split.as_json().items()}
                 figures.setdefault(listed, {})[f"sm_{target}"] = line
     return figures
 
@@ -343,6 +360,31 @@ def _gates(figures: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
     return wrong
 
 
+def _split_gates(figures: Mapping[str, int]) -> list[str]:
+    """Return descriptions of problems of a kernel in which one warp copies and two warp
+    groups multiply."""
+    from ultraflash_kernels.block_sparse_attention.kernel_hopper import REGISTERS
+
+    expected = {"loop_products": 16, "loop_product_starts": 2, "loop_product_waits": 2}
+    expected |= {"loop_global_loads": 0, "loop_local_accesses": 0, "spilled_bytes": 0}
+    wrong = [
+        f"has {key} {figures.get(key)}, expected {value}"
+        for key, value in expected.items()
+        if figures.get(key) != value
+    ]
+    most = {"loop_instructions": LONGEST_HOPPER_LOOP}
+    most |= {"loop_multiplying_registers": REGISTERS["CONSUMER"], "loop_copying_registers": REGISTERS["PRODUCER"]}
+    wrong += [
+        f"has {key} {figures.get(key)}, expected at most {value}"
+        for key, value in most.items()
+        if not 0 < figures.get(key, 0) <= value
+    ]
+    if figures.get("loop_hidden_exponentials", 0) < LEAST_HIDDEN_EXPONENTIALS:
+        count = figures.get("loop_hidden_exponentials", 0)
+        wrong.append(f"computes {count} exponentials beside products, expected {LEAST_HIDDEN_EXPONENTIALS}")
+    return wrong
+
+
 def compare(found: Figures, listed: Figures) -> list[str]:
     """Return a sentence for each kernel that is worse than its line in the table
     allows."""
@@ -361,6 +403,8 @@ def compare(found: Figures, listed: Figures) -> list[str]:
             if figures["spilled_bytes"] and name.startswith(HOT):
                 wrong.append(f"{name} on {target} is hot and spills {figures['spilled_bytes']} bytes")
             wrong += [f"{name} on {target} {said}" for said in _gates(figures, listed.get(name, {}).get(target, {}))]
+            if name.startswith(HOPPER):
+                wrong += [f"{name} on {target} {said}" for said in _split_gates(figures)]
             most = MOST_SHARED_BYTES[int(target.removeprefix("sm_"))]
             if figures["shared_bytes"] > most:
                 wrong.append(f"{name} on {target} needs {figures['shared_bytes']} bytes of shared memory, {most} exist")
@@ -378,22 +422,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--only", metavar="START", help="cases whose names begin so; the others keep their lines")
+    parser.add_argument("--table", type=Path, default=TABLE, help="the table to write or compare with")
+    parser.add_argument(
+        "--targets", type=int, nargs="+", choices=TARGETS, default=list(TARGETS), help="compute capabilities, times ten"
+    )
     settings = parser.parse_args(arguments)
     if knobs.runtime.interpret:
         sys.exit("Triton's interpreter is on (TRITON_INTERPRET), expected off")
     cases = [name for name in CASES if name.startswith(settings.only or "")]
-    found = measure(cases)
-    listed = json.loads(TABLE.read_text())["kernels"] if TABLE.exists() else {}
+    found = measure(cases, settings.targets)
+    listed = json.loads(settings.table.read_text())["kernels"] if settings.table.exists() else {}
     if settings.only:
         listed = {name: line for name, line in listed.items() if settings.check is False or name in found}
     if not settings.check:
         order = list(CASES)
-        merged = found if not settings.only else {**listed, **found}
+        kept = listed if settings.only or len(settings.targets) < len(TARGETS) else {}
+        merged = kept | {name: kept.get(name, {}) | lines for name, lines in found.items()}
         merged = dict(sorted(merged.items(), key=lambda item: _place(item[0], order)))
-        TABLE.write_text(json.dumps({"triton": triton.__version__, "kernels": merged}, indent=1) + "\n")
+        settings.table.write_text(json.dumps({"triton": triton.__version__, "kernels": merged}, indent=1) + "\n")
         listed = {name: merged[name] for name in found}
     wrong = compare(found, listed)
-    print("\n".join(wrong) or f"{len(found)} kernels on {len(TARGETS)} targets")
+    print("\n".join(wrong) or f"{len(found)} kernels on {len(settings.targets)} targets")
     sys.exit(1 if wrong else 0)
 
 

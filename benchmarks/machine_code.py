@@ -8,7 +8,7 @@ from typing import Any
 
 from triton import knobs
 
-__all__ = ["HotLoop", "disassembled", "hot_loop", "loop_of"]
+__all__ = ["HotLoop", "SplitLoop", "disassembled", "hot_loop", "loop_of", "split_loop", "split_loop_of"]
 
 _LABEL = re.compile(r"\s*(\.L_\w+):")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;")
@@ -16,6 +16,8 @@ _PRODUCT = re.compile(r"\b(?:[HIQ]?GMMA|[HIQ]MMA|UTC\w*MMA)\b")
 _NARROW = re.compile(r"GMMA\.64x(\d+)x")
 _BYTE = re.compile(r"^LD[GS]?\.(?:\w+\.)*[US]8")
 _LOCAL = re.compile(r"^(?:LDL|STL)\b")
+_GLOBAL = re.compile(r"^LDG")
+_REGISTER = re.compile(r"\bR(\d+)\b")
 _WAIT = re.compile(r"async_wait.*?num = (\d+)")
 
 
@@ -34,6 +36,36 @@ class HotLoop:
     """Columns of the narrowest warp-group product; 0 if there is none."""
     loads_ahead: int
     """Copies still in flight at the least strict wait; 0 if the loop waits for all."""
+
+    def as_json(self) -> dict[str, int]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SplitLoop:
+    """The hot loop of a kernel in which one warp copies and warp groups multiply, each
+    with registers of its own."""
+
+    instructions: int
+    """Instructions per warp and iteration."""
+    products: int
+    product_starts: int
+    """Batches of warp-group products; as many as products if the assembler serialised
+    them."""
+    product_waits: int
+    """Waits for such batches."""
+    hidden_exponentials: int
+    """Exponentials between the first wait and the last, computed while products are in
+    flight."""
+    global_loads: int
+    """Loads from global memory, which belong to the warp that copies."""
+    local_accesses: int
+    """Loads and stores of spilled registers."""
+    multiplying_registers: int
+    """Registers per thread that the code of multiplying warps uses."""
+    copying_registers: int
+    """Registers per thread that the code of the copying warp uses."""
 
     def as_json(self) -> dict[str, int]:
         """Return plain values."""
@@ -67,8 +99,49 @@ def hot_loop(program: Any) -> HotLoop | None:
     )
 
 
-def loop_of(text: str) -> list[str] | None:
-    """Return the instructions of the smallest loop with products."""
+def split_loop(program: Any) -> SplitLoop | None:
+    """Return the hot loop of a compiled kernel whose warps have different tasks; None
+    if no loop contains products."""
+    return split_loop_of(disassembled(program.asm["cubin"]))
+
+
+def split_loop_of(text: str) -> SplitLoop | None:
+    """Return the hot loop of disassembled machine code, as ``split_loop`` does."""
+    body = loop_of(text)
+    if body is None:
+        return None
+    waits = [at for at, each in enumerate(body) if each.startswith("WARPGROUP.DEPBAR")]
+    between = body[waits[0] : waits[-1]] if waits else []
+    # Code between two reallocations of registers belongs to one task.
+    tasks: list[list[str]] = [[]]
+    for each in _instructions(text)[0]:
+        tasks[-1].append(each)
+        if each.startswith("USETMAXREG"):
+            tasks.append([])
+    return SplitLoop(
+        instructions=len(body),
+        products=sum(bool(_PRODUCT.search(each)) for each in body),
+        product_starts=sum(each.startswith("WARPGROUP.ARRIVE") for each in body),
+        product_waits=len(waits),
+        hidden_exponentials=sum(each.startswith("MUFU.EX2") for each in between),
+        global_loads=sum(bool(_GLOBAL.match(each)) for each in body),
+        local_accesses=sum(bool(_LOCAL.match(each)) for each in body),
+        multiplying_registers=max(_registers(task) for task in tasks if _has(task, "HGMMA")),
+        copying_registers=max((_registers(task) for task in tasks if _has(task, "UTMALDG")), default=0),
+    )
+
+
+def _has(task: list[str], name: str) -> bool:
+    return any(each.startswith(name) for each in task)
+
+
+def _registers(task: list[str]) -> int:
+    """Return the number of registers that instructions name."""
+    return 1 + max((int(number) for each in task for number in _REGISTER.findall(each)), default=-1)
+
+
+def _instructions(text: str) -> tuple[list[str], dict[str, int]]:
+    """Return all instructions, and the position of each label among them."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -76,6 +149,12 @@ def loop_of(text: str) -> list[str] | None:
             labels[label[1]] = len(instructions)
         elif found := _INSTRUCTION.match(line):
             instructions.append(found[1])
+    return instructions, labels
+
+
+def loop_of(text: str) -> list[str] | None:
+    """Return the instructions of the smallest loop with products."""
+    instructions, labels = _instructions(text)
     loops: list[list[str]] = []
     for at, each in enumerate(instructions):
         target = re.search(r"^BRA\b.*`\((\.L_\w+)\)", each)

@@ -11,6 +11,8 @@ import pytest
 import triton
 
 TABLE = Path("benchmarks") / "aot.json"
+OTHER_TABLES = ("aot_triton_3.6.json",)
+"""Tables of ``python -m benchmarks.aot`` under other versions of Triton."""
 TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120"}
 EIGHT_BIT_TARGETS = TARGETS - {"sm_80"}
 """Targets that support 8-bit floating point."""
@@ -28,11 +30,12 @@ def test_no_kernel_spills_more_than_the_table_says(repository: Path) -> None:
 
 
 def test_the_table_lists_every_target_and_no_spill_of_attention_at_head_size_128(repository: Path) -> None:
-    from benchmarks.aot import EIGHT_BITS, HOT
+    from benchmarks.aot import EIGHT_BITS, HOPPER, HOT
 
     kernels = json.loads((repository / TABLE).read_text())["kernels"]
     for name, figures in kernels.items():
-        assert figures.keys() == TARGETS - ({"sm_80"} if name.startswith(EIGHT_BITS) else set()), name
+        targets = EIGHT_BIT_TARGETS if name.startswith(EIGHT_BITS) else TARGETS
+        assert figures.keys() == ({"sm_90"} if name.startswith(HOPPER) else targets), name
     attention = [name for name in kernels if name.startswith(HOT)]
     assert any("fp8" in name for name in attention) and not all("fp8" in name for name in attention)
     assert not any(line["spilled_bytes"] for name in attention for line in kernels[name].values())
@@ -75,9 +78,45 @@ def test_a_loop_that_reads_bytes_spills_or_waits_for_its_loads_is_found(reposito
         assert f"{name} on sm_90 {said}" in "\n".join(compare(worse, listed))
 
 
+@pytest.mark.parametrize("table", [TABLE.name, *OTHER_TABLES])
+def test_the_kernel_for_hopper_overlaps_softmax_and_products(repository: Path, table: str) -> None:
+    from benchmarks.aot import HOPPER, compare
+
+    recorded = json.loads((repository / "benchmarks" / table).read_text())
+    assert recorded["triton"].startswith("3.6") or table == TABLE.name
+    assert compare(recorded["kernels"], recorded["kernels"]) == []
+    loops = {name: line["sm_90"] for name, line in recorded["kernels"].items() if name.startswith(HOPPER)}
+    assert any("bf16" in name for name in loops) and any("fp16" in name for name in loops)
+    for figures in loops.values():
+        assert figures["loop_instructions"] <= 470 and figures["loop_products"] == 16
+        assert figures["loop_hidden_exponentials"] >= 64, "a softmax step has 64 scores a thread"
+        assert figures["shared_bytes"] <= 232_448
+
+
+def test_faults_of_the_kernel_for_hopper_are_found(repository: Path) -> None:
+    from benchmarks.aot import compare
+
+    listed = json.loads((repository / TABLE).read_text())["kernels"]
+    name = "block_sparse_attention_hopper, bf16, ring"
+    for key, value, said in (
+        ("loop_instructions", 471, "has loop_instructions 471, expected at most 470"),
+        ("loop_product_starts", 16, "has loop_product_starts 16, expected 2"),
+        ("loop_global_loads", 1, "has loop_global_loads 1, expected 0"),
+        ("loop_local_accesses", 2, "has loop_local_accesses 2, expected 0"),
+        ("spilled_bytes", 8, "has spilled_bytes 8, expected 0"),
+        ("loop_hidden_exponentials", 2, "computes 2 exponentials beside products, expected 64"),
+        ("loop_multiplying_registers", 248, "has loop_multiplying_registers 248, expected at most 240"),
+        ("loop_copying_registers", 40, "has loop_copying_registers 40, expected at most 24"),
+        ("shared_bytes", 240_000, "240000 bytes of shared memory, 232448 exist"),
+    ):
+        worse = copy.deepcopy(listed)
+        worse[name]["sm_90"][key] = value
+        assert said in "\n".join(compare(worse, listed))
+
+
 def test_hot_loops_load_ahead_on_every_target(repository: Path) -> None:
     kernels = json.loads((repository / TABLE).read_text())["kernels"]
-    loops = {name: line for name, line in kernels.items() if "loop_instructions" in line.get("sm_90", {})}
+    loops = {name: line for name, line in kernels.items() if "loop_loads_ahead" in line.get("sm_90", {})}
     assert len(loops) == 4
     for line in loops.values():
         assert all(figures["loop_loads_ahead"] >= 3 and not figures["loop_byte_loads"] for figures in line.values())
@@ -102,3 +141,35 @@ def test_the_smallest_loop_with_products_is_the_hot_one() -> None:
     """
     assert loop_of(text) == ["LDL R7, [R1]", "HGMMA.64x128x16.F32.BF16 R24, R20, gdesc[UR4], R24", "BRA `(.L_x_2)"]
     assert loop_of("/*0000*/ EXIT ;") is None
+
+
+def test_a_loop_is_read_together_with_the_registers_of_its_tasks() -> None:
+    from benchmarks.machine_code import split_loop_of
+
+    text = """
+        /*0000*/ USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0 ;
+    .L_x_1:
+        /*0010*/ WARPGROUP.ARRIVE ;
+        /*0020*/ HGMMA.64x128x16.F32.BF16 R24, R20, gdesc[UR4], R24 ;
+        /*0030*/ MUFU.EX2 R7, R6 ;
+        /*0040*/ WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+        /*0050*/ MUFU.EX2 R99, R98 ;
+        /*0060*/ WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0070*/ @P1 BRA `(.L_x_1) ;
+        /*0080*/ USETMAXREG.DEALLOC.CTAPOOL 0x18 ;
+        /*0090*/ LDG.E R5, desc[UR4][R2.64] ;
+        /*00a0*/ UTMALDG.4D [UR16], [UR22] ;
+    """
+    found = split_loop_of(text)
+    assert found is not None and found.as_json() == {
+        "instructions": 7,
+        "products": 1,
+        "product_starts": 1,
+        "product_waits": 2,
+        "hidden_exponentials": 1,
+        "global_loads": 0,
+        "local_accesses": 0,
+        "multiplying_registers": 100,
+        "copying_registers": 6,
+    }
+    assert split_loop_of("/*0000*/ EXIT ;") is None

@@ -1,0 +1,315 @@
+"""Block-sparse attention for compute capability 9.0 in Gluon: one warp copies blocks by
+TMA, two warp groups of 64 queries multiply."""
+
+# pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# Gluon allows no annotation but constexpr on a kernel's parameters and constants, and
+# takes options such as num_warps beside them.
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ultraflash_kernels.block_lists import BlockLists
+from ultraflash_kernels.block_sparse_attention.kernel import (
+    block_sizes,
+    geometry,
+    out_places,
+    output,
+    softmax_step,
+)
+from ultraflash_kernels.dispatch import on_its_device
+
+__all__ = ["forward"]
+
+STAGES = 3
+"""Blocks of keys, and of values, in shared memory."""
+REGISTERS = {"CONSUMER": 240, "PRODUCER": 24}
+"""Registers per thread of the warps that multiply and of the one that copies."""
+
+
+@gluon.jit
+def copy_block(desc, place, full, target):
+    """Copy the block at ``place`` to shared memory and arrive at ``full`` when it is
+    there."""
+    mbarrier.expect(full, target.shape[2] * target.shape[3] * 2)
+    tma.async_copy_global_to_shared(desc, place, full, target)
+
+
+@gluon.jit
+def copy_pair(k, v, place, smem, full, empty, at, STAGES: gl.constexpr):
+    """Copy keys and values at ``place``, the list's block ``at``, once their buffers
+    are free."""
+    slot = at % STAGES
+    phase = (at // STAGES & 1) ^ 1
+    mbarrier.wait(empty[0].index(slot), phase)
+    copy_block(k, place, full[1].index(slot), smem[1].index(slot))
+    mbarrier.wait(empty[1].index(slot), phase)
+    copy_block(v, place, full[2].index(slot), smem[2].index(slot))
+
+
+@gluon.jit
+def produce(
+    tensors,
+    smem,
+    full,
+    empty,
+    row,
+    listed,
+    fill,
+    T: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Copy the queries of a row, then the keys and values in its list.
+
+    ``row`` is sample, head and query block; ``listed`` the list's address and length.
+    """
+    q, k, v, ring_k, ring_v = tensors
+    sample, head, block = row
+    blocks, count = listed
+    copy_block(q, [sample, head, block * T, 0], full[0], smem[0])
+    for at in range(count):
+        index = gl.load(blocks + at)
+        if index < fill:
+            place = [sample, head, index * T, 0]
+            copy_pair(ring_k, ring_v, place, smem, full, empty, at, STAGES)
+        else:
+            place = [sample, head, (index - fill) * T, 0]
+            copy_pair(k, v, place, smem, full, empty, at, STAGES)
+
+
+@gluon.jit
+def matrix(smem):
+    """Return shared memory ``[1, 1, T, D]`` as ``[T, D]``."""
+    return smem.reshape([smem.shape[2], smem.shape[3]])
+
+
+@gluon.jit
+def multiply_keys(query, keys, zero, at, STAGES: gl.constexpr):
+    """Begin the product of queries and the list's block ``at`` of keys."""
+    key = matrix(keys.index(at % STAGES)).permute((1, 0))
+    return hopper.warpgroup_mma(query, key, zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def multiply_values(p, values, v_full, acc, at, STAGES: gl.constexpr):
+    """Begin the product of weights and the list's block ``at`` of values, added to
+    ``acc``."""
+    slot = at % STAGES
+    mbarrier.wait(v_full.index(slot), at // STAGES & 1)
+    return hopper.warpgroup_mma(p, matrix(values.index(slot)), acc, is_async=True)
+
+
+@gluon.jit
+def consume(
+    work,
+    HALF: gl.constexpr,
+    STAGES: gl.constexpr,
+    BLOCK_T: gl.constexpr,
+    BLOCK_Y: gl.constexpr,
+    BLOCK_X: gl.constexpr,
+):
+    """Compute the 64 queries of one half of a block.
+
+    The exponentials of a step run while its predecessor's values are multiplied: the
+    keys of the next step are awaited, and weights converted, only between the two,
+    because the assembler moves arithmetic across a wait for products, but not across a
+    branch, and serialises products whose inputs change while others are in flight.
+    """
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    ROWS: gl.constexpr = gl.SliceLayout(1, MMA)
+    smem, full, empty, count, scale, target = work
+    queries, keys, values = smem
+    q_full, k_full, v_full = full
+    k_empty, v_empty = empty
+    dtype: gl.constexpr = queries.dtype
+    T: gl.constexpr = queries.shape[2]
+    D: gl.constexpr = queries.shape[3]
+
+    mbarrier.wait(q_full, 0)
+    query = matrix(queries).slice(64 * HALF, 64)
+    zero = gl.full([64, T], 0.0, gl.float32, MMA)
+    acc = gl.full([64, D], 0.0, gl.float32, MMA)
+    m_i = gl.full([64], -float("inf"), gl.float32, ROWS)
+    l_i = gl.full([64], 0.0, gl.float32, ROWS)
+    if count > 0:
+        mbarrier.wait(k_full.index(0), 0)
+        scores = multiply_keys(query, keys, zero, 0, STAGES)
+        qk = hopper.warpgroup_mma_wait(0, deps=[scores])
+        mbarrier.arrive(k_empty.index(0), count=1)
+        m_i, l_i, p, alpha = softmax_step(m_i, l_i, qk, scale)
+        weights = gl.convert_layout(p.to(dtype), WEIGHTS)
+        mbarrier.wait(k_full.index(1), 0, pred=count > 1)
+
+        for at in range(1, count):
+            scores = multiply_keys(query, keys, zero, at, STAGES)
+            sums = multiply_values(weights, values, v_full, acc, at - 1, STAGES)
+            qk = hopper.warpgroup_mma_wait(1, deps=[scores])
+            mbarrier.arrive(k_empty.index(at % STAGES), count=1)
+            m_i, l_i, p, alpha = softmax_step(m_i, l_i, qk, scale)
+
+            following = at + 1
+            awaited = k_full.index(following % STAGES)
+            mbarrier.wait(awaited, following // STAGES & 1, pred=following < count)
+            held = [sums, p, l_i, alpha]
+            acc, p, l_i, alpha = hopper.warpgroup_mma_wait(0, deps=held)
+            mbarrier.arrive(v_empty.index((at - 1) % STAGES), count=1)
+            weights = gl.convert_layout(p.to(dtype), WEIGHTS)
+            acc = acc * alpha[:, None]
+
+        sums = multiply_values(weights, values, v_full, acc, count - 1, STAGES)
+        acc = hopper.warpgroup_mma_wait(0, deps=[sums])
+
+    # A row with an empty list returns zeros.
+    to, block, o_block, o_token, size, grid = target
+    acc = acc / gl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    token = 64 * HALF + gl.arange(0, 64, layout=ROWS)
+    col = gl.arange(0, D, layout=gl.SliceLayout(0, MMA))
+    mask = (token < T)[:, None]
+    to, mask = out_places(
+        to, mask, block, token, o_block, o_token, size, grid, BLOCK_T, BLOCK_Y, BLOCK_X
+    )
+    gl.store(to + col[None, :], acc.to(dtype), mask=mask)
+
+
+# One program for every group of a clip.
+@gluon.jit(do_not_specialize=["heads", "queries", "fill", "frames"])
+def attention_kernel(
+    q,
+    k,
+    v,
+    ring_k,
+    ring_v,
+    out,
+    starts,
+    blocks,
+    order,
+    heads,
+    queries,
+    fill,
+    scale,
+    o_sample,
+    o_head,
+    o_block,
+    o_token,
+    frames,
+    rows,
+    cols,
+    grid_rows,
+    grid_cols,
+    STAGES: gl.constexpr,
+    CONSUMER: gl.constexpr,
+    PRODUCER: gl.constexpr,
+    BLOCK_T: gl.constexpr,
+    BLOCK_Y: gl.constexpr,
+    BLOCK_X: gl.constexpr,
+):
+    """Compute the next row in ``order``: see ``kernel.attention_kernel``. ``q``, ``k``,
+    ``v`` and the ring are descriptors of ``[B, H, tokens, D]`` that copy ``[1, 1, T,
+    D]``. ``CONSUMER`` and ``PRODUCER`` are registers per thread.
+    """
+    T: gl.constexpr = q.block_shape[2]
+    D: gl.constexpr = q.block_shape[3]
+    row = gl.load(order + gl.program_id(0))
+    sample = row // queries // heads
+    head = row // queries % heads
+    block = row % queries
+    first = gl.load(starts + row)
+    count = gl.load(starts + row + 1) - first
+
+    smem = (
+        gl.allocate_shared_memory(q.dtype, [1, 1, T, D], q.layout),
+        gl.allocate_shared_memory(k.dtype, [STAGES, 1, 1, T, D], k.layout),
+        gl.allocate_shared_memory(v.dtype, [STAGES, 1, 1, T, D], v.layout),
+    )
+    barrier: gl.constexpr = mbarrier.MBarrierLayout()
+    full = (
+        gl.allocate_shared_memory(gl.int64, [1], barrier),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier),
+    )
+    empty = (
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier),
+    )
+    mbarrier.init(full[0], count=1)
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(full[1].index(slot), count=1)
+        mbarrier.init(full[2].index(slot), count=1)
+        # Both consumers release a buffer.
+        mbarrier.init(empty[0].index(slot), count=2)
+        mbarrier.init(empty[1].index(slot), count=2)
+    hopper.fence_async_shared()
+
+    to = out + sample.to(gl.int64) * o_sample + head.to(gl.int64) * o_head
+    size = (frames, rows, cols)
+    grid = (grid_rows, grid_cols)
+    target = (to, block.to(gl.int64), o_block, o_token, size, grid)
+    work = (smem, full, empty, count, scale, target)
+    tensors = (q, k, v, ring_k, ring_v)
+    place = (sample, head, block)
+    listed = (blocks + first, count)
+    gl.warp_specialize(
+        [
+            (consume, (work, 0, STAGES, BLOCK_T, BLOCK_Y, BLOCK_X)),
+            (consume, (work, 1, STAGES, BLOCK_T, BLOCK_Y, BLOCK_X)),
+            (produce, (tensors, smem, full, empty, place, listed, fill, T, STAGES)),
+        ],
+        [4, 1],
+        [CONSUMER, PRODUCER],
+    )
+
+
+def descriptor(x: Tensor) -> TensorDescriptor:
+    """Describe blocks of 128 tokens of ``x [B, H, N, T, D]`` for TMA."""
+    samples, heads, count, tokens, width = x.shape
+    shape = [samples, heads, count * tokens, width]
+    strides = [x.stride(0), x.stride(1), x.stride(3), 1]
+    block = [1, 1, tokens, width]
+    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[x.dtype]
+    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+    return TensorDescriptor(x, shape, strides, block, layout)
+
+
+@on_its_device
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: BlockLists,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    fill: int,
+    grid: Sequence[int] = (),
+) -> Tensor:
+    """See ``op.block_list_attention``; nothing is checked here. ``grid`` holds the
+    sizes of the group and of a block if the result has no padding."""
+    out = output(q, grid)
+    _, heads, queries, _, width = q.shape
+    old_k, old_v = (ring_k, ring_v) if ring_k is not None and ring_v is not None else (k, v)
+    attention_kernel[(lists.order.numel(),)](
+        *(descriptor(x) for x in (q, k, v, old_k, old_v)),
+        out,
+        lists.starts,
+        lists.blocks,
+        lists.order,
+        heads,
+        queries,
+        fill,
+        math.log2(math.e) / math.sqrt(width),
+        *out.stride()[:4],
+        *geometry(grid),
+        STAGES=STAGES,
+        **REGISTERS,
+        **block_sizes(grid),
+        num_warps=4,
+    )
+    return out

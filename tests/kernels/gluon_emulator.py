@@ -1,0 +1,378 @@
+"""An emulator of what the attention kernel for Hopper uses of Gluon, which has none.
+
+The kernel's own source runs: its tasks take turns at random, copies arrive at any time,
+and products read their operands only when they are waited for. What is overwritten while
+it is read, read before it is there, or waited for in vain raises AssertionError.
+"""
+
+import math
+import random
+import threading
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as real_gl
+
+from ultraflash_kernels import _token_kernels
+from ultraflash_kernels.block_sparse_attention import kernel, kernel_hopper
+
+__all__ = ["THREAD", "Barrier", "emulated", "init", "wait"]
+
+THREAD = threading.local()
+"""Its ``task``: the emulated one that a thread runs."""
+
+
+class Stopped(BaseException):
+    """Ends the threads of a program in which another task has failed."""
+
+
+class Program:
+    """One program: tasks that take turns at random, and copies in flight.
+
+    A task gives up its turn before everything that other tasks can notice.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.copies: list[Callable[[], None]] = []
+        self.turn = threading.Semaphore(0)
+        self.failure: BaseException | None = None
+        self.tasks: list[Task] = []
+
+    def run(self, bodies: Sequence[tuple[Callable[..., None], Sequence[Any]]]) -> None:
+        """Run the tasks to their end; raise what one raised, or AssertionError if all
+        of them wait in vain."""
+        self.tasks = [Task(self, body, given) for body, given in bodies]
+        # Some orders have slow copies, others a slow task.
+        haste = {task: self.random.choice((1, 1, 10)) for task in self.tasks}
+        copying = self.random.choice((0.1, 1, 10))
+        while self.failure is None and not all(task.done for task in self.tasks):
+            able = [task for task in self.tasks if not task.done and task.ready()]
+            weights = [haste[task] for task in able] + [copying] * bool(self.copies)
+            if not weights:
+                self.failure = AssertionError("every task waits: a deadlock")
+                break
+            chosen = self.random.choices(range(len(weights)), weights)[0]
+            if chosen == len(able):
+                self.copies.pop(self.random.randrange(len(self.copies)))()
+            else:
+                able[chosen].proceed()
+        for task in self.tasks:
+            task.end()
+        if self.failure is not None:
+            raise self.failure
+        assert not self.copies, "a copy is in flight when the program ends"
+
+
+class Task:
+    """A warp or warp group; its products are asynchronous and complete in order."""
+
+    def __init__(self, program: Program, body: Callable[..., None], given: Sequence[Any]):
+        self.program = program
+        self.ready: Callable[[], bool] = lambda: True
+        self.done = False
+        self.products: list[Product] = []
+        self.may_run = threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._live, args=(body, given), daemon=True)
+        self.thread.start()
+
+    def _live(self, body: Callable[..., None], given: Sequence[Any]) -> None:
+        THREAD.task = self
+        try:
+            self._take_turn()
+            body(*given)
+            assert not self.products, "a product is in flight when its task ends"
+        except Stopped:
+            pass
+        except BaseException as error:
+            self.program.failure = self.program.failure or error
+        self.done = True
+        self.program.turn.release()
+
+    def proceed(self) -> None:
+        """Let the task run up to its next pause."""
+        self.may_run.release()
+        self.program.turn.acquire()
+
+    def pause(self, ready: Callable[[], bool] = lambda: True) -> None:
+        """Give up the turn until ``ready``."""
+        self.ready = ready
+        self.program.turn.release()
+        self._take_turn()
+
+    def _take_turn(self) -> None:
+        self.may_run.acquire()
+        if self.program.failure is not None:
+            raise Stopped
+
+    def end(self) -> None:
+        """Wait for the thread; it stops at its pause if the program has failed."""
+        self.may_run.release()
+        self.thread.join()
+
+
+class Barrier:
+    """An mbarrier: its phase ends when all arrivals and bytes have come."""
+
+    def __init__(self) -> None:
+        self.count = self.pending = self.phase = self.bytes = 0
+
+    def arrive(self, count: int = 1) -> None:
+        """Count an arrival."""
+        self.pending -= count
+        assert self.pending >= 0, "more arrivals than the barrier expects"
+        self.settle()
+
+    def settle(self) -> None:
+        """Begin the next phase if this one is complete."""
+        if self.pending == 0 and self.bytes == 0:
+            self.phase ^= 1
+            self.pending = self.count
+
+
+class Buffer:
+    """A buffer in shared memory and its parts."""
+
+    def __init__(self) -> None:
+        self.readers = 0
+        """Products in flight that read it."""
+        self.parts: dict[int, Buffer] = {}
+
+
+class Smem:
+    """Shared memory, or a view of it."""
+
+    def __init__(self, data: Tensor, buffer: "Buffer") -> None:
+        self.data, self.buffer = data, buffer
+        self.dtype, self.shape = data.dtype, list(data.shape)
+
+    def index(self, at: int) -> "Smem":
+        """Return one of several buffers."""
+        part = self.buffer.parts.setdefault(int(at), Buffer())
+        return Smem(self.data[int(at)], part)
+
+    def reshape(self, shape: Sequence[int]) -> "Smem":
+        """Return a view of another shape."""
+        return Smem(self.data.view(list(shape)), self.buffer)
+
+    def permute(self, order: Sequence[int]) -> "Smem":
+        """Return a view with its axes in another order."""
+        return Smem(self.data.permute(*order), self.buffer)
+
+    def slice(self, start: int, length: int) -> "Smem":
+        """Return a view of some rows."""
+        return Smem(self.data[start : start + length], self.buffer)
+
+
+class Product:
+    """An asynchronous product; it reads its operands, and has a value, only when a wait
+    has returned it."""
+
+    def __init__(self, a: Any, b: Smem, acc: Any, use_acc: bool) -> None:
+        assert not isinstance(acc, Product), "sums of a product that is in flight"
+        self.operands, self.acc, self.use_acc = (a, b), acc, use_acc
+        self.value: Tensor | None = None
+        for each in (a, b):
+            if isinstance(each, Smem):
+                each.buffer.readers += 1
+
+    def complete(self) -> None:
+        """Multiply."""
+        a, b = (each.data if isinstance(each, Smem) else each for each in self.operands)
+        made = a.float() @ b.float()
+        self.value = made + self.acc if self.use_acc else made
+        for each in self.operands:
+            if isinstance(each, Smem):
+                each.buffer.readers -= 1
+
+
+class Pointer:
+    """An address: a tensor's elements and an offset, or several."""
+
+    def __init__(self, elements: Tensor, at: Any = 0) -> None:
+        self.elements, self.at = elements, at
+
+    def __add__(self, offset: Any) -> "Pointer":
+        return Pointer(self.elements, self.at + offset)
+
+
+def expect(barrier: Barrier, count: int) -> None:
+    """Arrive, and hold the phase until as many bytes have come."""
+    THREAD.task.pause()
+    barrier.bytes += count
+    barrier.arrive()
+
+
+def wait(barrier: Barrier, phase: int, pred: Any = True) -> None:
+    """Wait until the phase of this parity is over."""
+    THREAD.task.pause((lambda: barrier.phase != int(phase)) if pred else (lambda: True))
+
+
+def arrive(barrier: Barrier, count: int = 1) -> None:
+    """Arrive without bytes."""
+    THREAD.task.pause()
+    barrier.arrive(count)
+
+
+def init(barrier: Barrier, count: int) -> None:
+    """Set the number of arrivals of a phase."""
+    barrier.count = barrier.pending = count
+
+
+def copy(desc: Any, place: Sequence[Any], barrier: Barrier, target: Smem) -> None:
+    """Copy a block at some later time; it may not be read until then."""
+    task: Task = THREAD.task
+    task.pause()
+    assert target.buffer.readers == 0, "a buffer is overwritten while it is read"
+    target.data.fill_(math.nan)
+    sample, head, row, col = (int(each) for each in place)
+    size, width = target.shape[2:]
+    rows = desc.whole[sample, head, row : row + size, col : col + width]
+
+    def land() -> None:
+        target.data.zero_()
+        target.data[0, 0, : len(rows)] = rows
+        barrier.bytes -= target.data.nbytes
+        assert barrier.bytes >= 0, "more bytes than the barrier expects"
+        barrier.settle()
+
+    task.program.copies.append(land)
+
+
+def multiply(a: Any, b: Smem, acc: Any, *, use_acc: bool = True, is_async: bool = False) -> Product:
+    """Begin a product."""
+    assert is_async
+    THREAD.task.pause()
+    THREAD.task.products.append(Product(a, b, acc, use_acc))
+    return THREAD.task.products[-1]
+
+
+def wait_for_products(pending: int, deps: Sequence[Any]) -> Any:
+    """Complete all products but the last ``pending``; return what has a value then."""
+    task: Task = THREAD.task
+    task.pause()
+    while len(task.products) > pending:
+        task.products.pop(0).complete()
+    found = [each.value if isinstance(each, Product) else each for each in deps]
+    assert all(each is not None for each in found), "a product is used before its wait"
+    return found[0] if len(found) == 1 else found
+
+
+class FakeGluon:
+    """``triton.experimental.gluon.language`` for tensors on the CPU."""
+
+    int64, float32 = torch.int64, torch.float32
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.row = seed, 0
+        self.written: list[Pointer] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real_gl, name)
+
+    def program_id(self, axis: int) -> int:
+        """Return the number of the program that runs."""
+        return self.row
+
+    def load(self, pointer: Pointer) -> Tensor:
+        """Load a number."""
+        return pointer.elements[int(pointer.at)]
+
+    def store(self, pointer: Pointer, value: Tensor, mask: Tensor) -> None:
+        """Store a tile, which nothing has written before."""
+        THREAD.task.pause()
+        at = pointer.at.broadcast_to(value.shape)[mask.broadcast_to(value.shape)]
+        assert pointer.elements[at].isnan().all(), "a result is written twice"
+        pointer.elements[at] = value[mask.broadcast_to(value.shape)]
+
+    def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], _: Any) -> Any:
+        """Allocate shared memory or barriers."""
+        if dtype == torch.int64:
+            made = [Barrier() for _ in range(shape[0])]
+            return SimpleNamespace(index=lambda at: made[int(at)]) if shape[1:] else made[0]
+        return Smem(torch.full(shape, math.nan, dtype=dtype), Buffer())
+
+    def warp_specialize(self, bodies: Any, warps: list[int], registers: list[int]) -> None:
+        """Run the tasks of a program."""
+        assert len(bodies) == 1 + len(warps) == 1 + len(registers)
+        Program(self.seed * 1000 + self.row).run(bodies)
+
+    static_range = staticmethod(range)
+    where = staticmethod(torch.where)
+
+    def full(self, shape: list[int], value: float, dtype: torch.dtype, _: Any) -> Tensor:
+        """Fill a tensor."""
+        return torch.full(shape, value, dtype=dtype)
+
+    def arange(self, start: int, end: int, layout: Any) -> Tensor:
+        """Count."""
+        return torch.arange(start, end)
+
+    def convert_layout(self, x: Tensor, layout: Any) -> Tensor:
+        """Return the same values."""
+        return x
+
+
+class Launcher:
+    """``attention_kernel[grid](...)``: every program after another."""
+
+    def __init__(self, body: Callable[..., None], gl: FakeGluon) -> None:
+        self.body, self.gl = body, gl
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        def launch(*given: Any, num_warps: int, **options: Any) -> None:
+            assert num_warps == 4
+            for self.gl.row in range(grid[0]):
+                self.body(*(self._seen(each) for each in given), **options)
+
+        return launch
+
+    def _seen(self, given: Any) -> Any:
+        """Return an argument as the kernel sees it."""
+        if isinstance(given, kernel_hopper.TensorDescriptor):
+            whole = torch.as_strided(given.base, given.shape, given.strides)
+            seen = {"dtype": whole.dtype, "layout": None, "block_shape": given.block_shape}
+            return SimpleNamespace(whole=whole, **seen)
+        if isinstance(given, Tensor):
+            size = given.untyped_storage().nbytes() // given.itemsize
+            return Pointer(given.as_strided((size,), (1,), 0))
+        return given
+
+
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """Return ``kernel_hopper.forward`` for the CPU until ``monkeypatch`` is undone; its
+    ``seed`` selects the order of events."""
+    fake = FakeGluon(0)
+    for module in (kernel, kernel_hopper, _token_kernels):
+        for name, value in list(vars(module).items()):
+            if callable(getattr(value, "fn", None)):
+                monkeypatch.setattr(module, name, value.fn)
+        if hasattr(module, "tl"):
+            tl = SimpleNamespace(maximum=torch.maximum, exp2=torch.exp2, minimum=min)
+            tl.max = lambda x, axis: x.amax(axis)
+            tl.sum = lambda x, axis: x.sum(axis)
+            monkeypatch.setattr(module, "tl", tl)
+    barriers = SimpleNamespace(expect=expect, wait=wait, arrive=arrive, init=init)
+    barriers.MBarrierLayout = lambda: None
+    products = {"warpgroup_mma": multiply, "warpgroup_mma_wait": wait_for_products}
+    hopper = SimpleNamespace(**products, fence_async_shared=lambda: None)
+    monkeypatch.setattr(kernel_hopper, "gl", fake)
+    monkeypatch.setattr(kernel_hopper, "mbarrier", barriers)
+    monkeypatch.setattr(kernel_hopper, "hopper", hopper)
+    tma = SimpleNamespace(async_copy_global_to_shared=copy)
+    monkeypatch.setattr(kernel_hopper, "tma", tma)
+    launcher = Launcher(kernel_hopper.attention_kernel, fake)
+    monkeypatch.setattr(kernel_hopper, "attention_kernel", launcher)
+
+    # Nothing has been written yet.
+    monkeypatch.setattr(kernel_hopper, "output", lambda *given: kernel.output(*given).fill_(math.nan))
+
+    def run(*given: Any, seed: int = 0) -> Tensor:
+        fake.seed = seed
+        return kernel_hopper.forward(*given)
+
+    return run
