@@ -72,6 +72,17 @@ def test_what_is_passed_over_in_a_folder_is_named(films: Path, capsys: pytest.Ca
     assert "broken.mkv skipped: it cannot be read or is a broken link" in shown.err
 
 
+def test_photos_beside_the_videos_of_a_folder_are_named_but_not_posters(
+    films: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat.jpg", "race-poster.jpg", "race_2x_frame.png", ".hidden.jpg"):
+        (films / name).write_bytes(b"x")
+    for inputs in ([str(films)], [str(films), str(films / "race.mkv")]):
+        main(["upscale", *inputs, "--dry-run", "--res", "2x", "-q"])
+        said = f"warning: {films}: photos in a folder are skipped: cat.jpg; name them to upscale them\n"
+        assert capsys.readouterr().err.startswith(said)
+
+
 def test_a_folder_of_numbered_images_is_reported_as_images(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

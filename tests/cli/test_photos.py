@@ -1,5 +1,6 @@
 """Photos through the command, and what only looks like one."""
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,31 @@ def test_pictures_are_written_as_png_and_jpeg_only(
     one_after_the_other(tmp_path / "a.png")
     assert main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / name)]) == 2
     assert "unknown container; use .mp4" in capsys.readouterr().err
+
+
+def test_a_frame_rate_does_nothing_for_a_photo_and_makes_a_clip_of_it_where_one_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures()[0].save(tmp_path / "a.jpg")
+    command = ["upscale", str(tmp_path / "a.jpg"), "--res", "2x", "--fps", "24", "-q"]
+    for more, made in (((), "a_2x.png"), (("--codec", "jpeg"), "a_2x.jpg"), (("-o", str(tmp_path / "b.png")), "b.png")):
+        assert main([*command, *more]) == 0
+        assert capsys.readouterr().err == "warning: a.jpg: a photo has no frame rate; --fps is ignored\n"
+        with Image.open(tmp_path / made) as picture:
+            assert picture.size == (128, 96)
+    assert main([*command, "-o", str(tmp_path / "b.mp4")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_photo_that_is_called_like_numbered_images_is_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, picture in zip(("a%02d.png", "a01.png"), pictures(), strict=True):
+        picture.crop((0, 0, 64 - 16 * (name == "a01.png"), 48)).save(tmp_path / name)
+    assert main(["upscale", str(tmp_path / "a%02d.png"), "--res", "2x", "--json", "-q"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["output"], report["width"]) == (str(tmp_path / "a_02d_2x.png"), 128)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a%02d.png", "a01.png", "a_02d_2x.png"]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif"])

@@ -105,7 +105,7 @@ def find_clips(
     """Expand globs, and replace folders by the videos in them, sorted by name. With
     `images` a folder is one clip. With `recursive`, videos in subfolders are included,
     except those in `outputs`, the destination of the results. Hidden files are ignored.
-    A warning reports everything else that is skipped: results of `upscale` for another
+    A warning reports everything else that is skipped: photos, results of `upscale` for another
     file in the folder (`in_1k.mp4` next to `in.mp4`), symlinks to folders, and
     unreadable folders; the latter come last, with their errors. Raises InputError for a
     folder without videos and a glob without matches.
@@ -122,6 +122,9 @@ def find_clips(
             continue
         search = _Search(path, recursive=recursive, outputs=outputs, warn=warn)
         found = search.clips()
+        if found and search.passed_over:
+            names = _some([path.name for path in search.passed_over])
+            warn(path, f"{path}: photos in a folder are skipped: {names}; name them to upscale them")
         if not found and not search.failed:
             hint = "" if recursive else ", or use --recursive for subfolders"
             if search.pictures:
@@ -147,6 +150,9 @@ class _Search:
         """The name of the first numbered image in the folder itself, where there is one."""
         self.photos = ""
         """The name of the first other image there."""
+        self.passed_over: list[Path] = []
+        """Images next to videos; those named after a video, such as its poster and its
+        frames, are not among them."""
 
     def clips(self) -> list[FoundClip]:
         """Return the videos. Raises InputError if the folder itself is not readable."""
@@ -171,6 +177,7 @@ class _Search:
         """Return the videos and subfolders of a folder. Raises OSError if it is not
         readable."""
         videos: list[Path] = []
+        images: list[Path] = []
         inner: list[Path] = []
         links: list[str] = []
         for name in sorted(os.listdir(folder)):
@@ -184,6 +191,8 @@ class _Search:
                 self.pictures = self.pictures or name
             elif child.suffix.lower() in PICTURE_SUFFIXES and folder == self._top:
                 self.photos = self.photos or name
+            if child.suffix.lower() in PICTURE_SUFFIXES:
+                images.append(child)
             if not is_video and not self._recursive:
                 continue
 
@@ -205,6 +214,8 @@ class _Search:
                 videos.append(child)
         if links and self._recursive:
             self._warn(f"{folder}: links to folders are not followed: {_some(links)}; give a folder to include it")
+        stems = tuple(child.stem for child in videos)
+        self.passed_over += [child for child in images if not child.stem.startswith(stems)]
         return self._without_results(folder, videos), inner if self._recursive else []
 
     def _without_results(self, folder: Path, videos: list[Path]) -> list[Path]:

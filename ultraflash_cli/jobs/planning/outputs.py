@@ -8,7 +8,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.target import is_pictures
 from ultraflash_cli.video.sequence import WRITTEN_PICTURES
 
-__all__ = ["asked_suffix", "check_pattern", "example_suffix", "low_name", "made_name"]
+__all__ = ["asked_suffix", "check_pattern", "example_suffix", "low_name", "made_name", "makes_pictures"]
 
 _NUMBERED = "%05d"
 _PLACE = re.compile(r"%(?:0(\d+))?d")
@@ -25,8 +25,13 @@ def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> st
 
 
 def made_name(stem: str, suffix: str, *, single: bool = False) -> Path:
-    """Return the default name of an output; images get their own folder, but for a `single` one."""
-    return Path(stem, f"{_NUMBERED}{suffix}") if suffix in WRITTEN_PICTURES and not single else Path(f"{stem}{suffix}")
+    """Return the default name of an output; images get their own folder, but for a
+    `single` one, whose name is no pattern."""
+    if suffix not in WRITTEN_PICTURES:
+        return Path(f"{stem}{suffix}")
+    if not single:
+        return Path(stem, f"{_NUMBERED}{suffix}")
+    return Path(_PLACE.sub(lambda place: place[0].replace("%", "_"), stem) + suffix)
 
 
 def example_suffix(codec: str, *, photo: bool = False) -> str:
@@ -36,6 +41,11 @@ def example_suffix(codec: str, *, photo: bool = False) -> str:
     if suffix is None:
         return ".mp4"
     return suffix if photo else f"/{_NUMBERED}{suffix}"
+
+
+def makes_pictures(suffix: str | None, codec: str) -> bool:
+    """Return whether a requested container, or else `codec`, is that of images."""
+    return suffix in WRITTEN_PICTURES if suffix is not None else codec in WRITTEN_PICTURES.values()
 
 
 def low_name(output: Path) -> Path:

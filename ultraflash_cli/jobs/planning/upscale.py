@@ -23,7 +23,7 @@ from ultraflash_cli.jobs.planning.inputs import (
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.notes import content_warnings, plan_warnings
 from ultraflash_cli.jobs.planning.options import SharedSettings, UpscalingOptions
-from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, example_suffix, made_name
+from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, example_suffix, made_name, makes_pictures
 from ultraflash_cli.jobs.planning.restoring import check_restoring, reading_of, shape_warning, with_shape
 from ultraflash_cli.jobs.planning.target import (
     check_made_names,
@@ -206,22 +206,25 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     stretch = shape_warning(info, plan) if (shaped := with_shape(info, plan)) is info else None
     info = shaped
 
-    suffix, single = asked_suffix(named, job.stdout, job.codec), photo and job.fps is None
-    if single and suffix is None and job.codec == "auto":
+    suffix = asked_suffix(named, job.stdout, job.codec)
+    if photo and suffix is None and job.codec == "auto":
         suffix = ".png"
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
+    if photo and fps is not None and makes_pictures(suffix, job.codec):
+        warnings += (f"{info.path.name}: a photo has no frame rate; --fps is ignored",)
+        fps = None
     spec = _spec(job, info, plan, fps=fps, threads=threads, suffix=suffix)
     streams = _kept_streams(job, info, suffix, spec.codec, fps)
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
 
     start_s = window[0] - clip_start_s if window is not None else Fraction(0)
-    output = named or _default_output(job, source, res, streams.suffix, is_part=window is not None, single=single)
+    output = named or _default_output(job, source, res, streams.suffix, is_part=window is not None, single=photo)
     if job.stdout is not None:
         output = stream_target(input_identity(source), job.temp, streams.suffix)
     if to_write and named is None and job.stdout is None and not job.skip_existing:
         check_made_names(output)
-    exists = to_write and job.stdout is None and _check_target(output, job, source, single=single)
+    exists = to_write and job.stdout is None and _check_target(output, job, source, single=photo)
     if to_write and not exists:
         _check_space(output, job, info, spec, window)
     if not exists:
