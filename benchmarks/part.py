@@ -119,6 +119,18 @@ def _case(**changes: Any) -> Callable[[Setting], dict[str, Any]]:
     return run
 
 
+def _on_two_gpus(scale: int) -> Callable[[Setting], dict[str, Any]]:
+    def run(setting: Setting) -> dict[str, Any]:
+        import torch
+
+        count = torch.cuda.device_count()
+        if count < 2:
+            return {"skipped": f"needs two GPUs, found {count}"}
+        return _case(kind="generate", scale=scale, device="cuda:0,cuda:1")(setting)
+
+    return run
+
+
 def _kernel(name: str) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
         from ultraflash_cli.bench.kernels import measure_operation
@@ -246,6 +258,10 @@ PARTS: dict[str, Part] = {
             f"generate 81 frames at {res} without CUDA graphs and side streams",
             _case(kind="generate", scale=scale, **_PLAIN),
         )
+        for res, scale in _SIZES.items()
+    },
+    **{
+        f"generate_{res}_two_gpus": Part(f"generate 81 frames at {res} on two GPUs", _on_two_gpus(scale))
         for res, scale in _SIZES.items()
     },
     **{

@@ -76,13 +76,18 @@ class OutOfMemory(UltraflashError):
     """Out of memory, even with every smaller plan.
 
     `planned_bytes` is the size of the plan that did not fit; None if there is no smaller one to try.
+    With two devices, `device` is the one that ran out, if known, and `retry_within` the limits for the next attempt.
     """
 
     exit_code = 5
 
-    def __init__(self, message: str, *, planned_bytes: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, planned_bytes: int | None = None, device: str = "", retry_within: str | None = None
+    ) -> None:
         super().__init__(message)
         self.planned_bytes = planned_bytes
+        self.device = device
+        self.retry_within = retry_within
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

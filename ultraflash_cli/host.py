@@ -14,6 +14,7 @@ from ultraflash_cli.errors import OutOfMemory, UsageError
 
 __all__ = [
     "check_address_space",
+    "check_pair",
     "free_bytes",
     "host_bytes_available",
     "is_virtual",
@@ -155,6 +156,19 @@ def resident_bytes(root: Path = Path("/")) -> int:
     """Return the memory this process has resident now; 0 where the system does not say."""
     pages = _text(root / "proc/self/statm").split()[1:2]
     return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages and pages[0].isdecimal() else 0
+
+
+def check_pair(devices: str) -> None:
+    """Raise UsageError unless a list for ``--device`` names two devices of one kind, for
+    the two halves of a generation."""
+    names = devices.split(",")
+    kinds = {name.partition(":")[0] for name in names}
+    if len(names) != 2:
+        raise UsageError(f"--device {devices}: a clip is generated on one device or two, got {len(names)}")
+    if len(kinds) > 1:
+        raise UsageError(f"--device {devices}: different kinds of device produce different pixels; name only one kind")
+    if len({(name if ":" in name else f"{name}:0") for name in names}) == 1:
+        raise UsageError(f"--device {devices}: this is one device, named twice; name two GPUs, or one device")
 
 
 def parse_memory(text: str, *, option: str = "--max-memory") -> int:

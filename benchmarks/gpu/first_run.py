@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, int] = {
     "fps_generate_1k_stretch": 70,
     "race": 60,
     "state": 40,
+    "two_gpus": 90,
 }
 """Time limit of each section in seconds, most informative sections first."""
 LEAST_S = 20

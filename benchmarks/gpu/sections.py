@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.part import PARTS, Setting
 from ultraflash_cli.bench.models import MeasuredModel
+from ultraflash_cli.engine.text_to_video import TextToVideo
 
 __all__ = ["run"]
 
@@ -296,6 +297,18 @@ def profile_rest(here: Here) -> dict[str, Any]:
     return found
 
 
+def _frames(made: MeasuredModel, video: TextToVideo, *, groups: int) -> list[Tensor]:
+    """Generate the first groups of a clip, and return some of their frames."""
+    height, width = (side // 8 for side in made.profile.base_size)
+    state, frames = video.init_state(height=height, width=width, context=made.context), list[Tensor]()
+    for _ in video.plan.groups[:groups]:
+        state, group = video.step(state)
+        assert group.frames_bcthw is not None, "there is a refiner"
+        frames.append(group.frames_bcthw[:, :, ::6].cpu())
+    video.settle()
+    return frames
+
+
 def graphs(here: Here) -> dict[str, Any]:
     """Check whether frames made with graphs, concurrent streams or both are
     bit-identical to those of plain execution."""
@@ -305,16 +318,9 @@ def graphs(here: Here) -> dict[str, Any]:
     for name, (recorded, beside) in list(ways.items())[: 1 if here.dry else None]:
         made = here.untrained(kind="generate", scale=2, graphs=recorded, lanes=beside)
         video = made.video()
-        height, width = (side // 8 for side in made.profile.base_size)
         frames: list[Tensor] = []
         for _clip in range(1 if here.dry else 2):
-            state = video.init_state(height=height, width=width, context=made.context)
-            frames = []
-            for _ in video.plan.groups[: 1 if here.dry else 3]:
-                state, group = video.step(state)
-                assert group.frames_bcthw is not None, "there is a refiner"
-                frames.append(group.frames_bcthw[:, :, ::6].cpu())
-            video.settle()
+            frames = _frames(made, video, groups=1 if here.dry else 3)
         plain = plain or frames
         equal = [bool(torch.equal(a, b)) for a, b in zip(frames, plain, strict=True)]
         refused = [*video.sampler.graphs.refusals.values()]
@@ -322,6 +328,27 @@ def graphs(here: Here) -> dict[str, Any]:
         if not here.dry:
             found[name]["gb"] = torch.cuda.max_memory_reserved() / 1e9
             torch.cuda.empty_cache()
+    return found
+
+
+def two_gpus(here: Here) -> dict[str, Any]:
+    """Check whether the frames of two GPUs are bit-identical to those of one, plain and
+    with graphs, and whether tensors may cross without the host."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        return {"skipped": f"needs two GPUs, found {count}"}
+    found: dict[str, Any] = {"peer access": torch.cuda.can_device_access_peer(0, 1)}
+    plain: list[Tensor] = []
+    ways = {"one": ("cuda:0", False), "two": ("cuda:0,cuda:1", False), "two, graphs": ("cuda:0,cuda:1", True)}
+    for name, (devices, recorded) in ways.items():
+        made = here.untrained(kind="generate", scale=2, device=devices, graphs=recorded)
+        video = made.video()
+        frames = [_frames(made, video, groups=3) for _clip in range(2)][-1]
+        plain = plain or frames
+        equal = [bool(torch.equal(a, b)) for a, b in zip(frames, plain, strict=True)]
+        gb = [torch.cuda.max_memory_reserved(index) / 1e9 for index in range(2)]
+        found[name] = {"equal": equal, "refusals": [*video.sampler.graphs.refusals.values()], "gb": gb}
+        torch.cuda.empty_cache()
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.part import PARTS, TARGETS, Setting, table
+from benchmarks.part import PARTS, TARGETS, Setting, main, table
 from ultraflash_cli.bench.kernels import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,17 @@ def test_every_kind_of_part_gives_plain_numbers(part: str) -> None:
         assert again["whole_clip"] and again["output"] == [48, 32]
     else:
         assert {row["impl"] for row in again["kernels"]} == {"reference", "joined"}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_part_for_two_gpus_is_skipped_with_its_reason_on_fewer(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    out = tmp_path / "generate_1k_two_gpus.json"
+    main(["generate_1k_two_gpus", "--device", "cpu", "--tiny", "--out", str(out)])
+    assert json.loads(out.read_text())["result"] == {"skipped": f"needs two GPUs, found {count}"}
+    assert "unmeasured" in table({"generate_1k": json.loads(out.read_text())})[2]
 
 
 def test_every_target_names_parts_that_are_there_and_every_operation_has_one() -> None:

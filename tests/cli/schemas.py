@@ -51,7 +51,7 @@ _KNOWN = {"Limits": Limits}
 
 def schemas() -> dict[str, Schema]:
     """Return every generated schema by file name."""
-    memory = {
+    memory: Schema = {
         "description": "The memory plan; absent where none fits.",
         "type": ["object", "null"],
         "required": ["total_bytes", "budget_bytes", "host_bytes", "state_bytes", "peak", "parts", "phases"],
@@ -69,6 +69,8 @@ def schemas() -> dict[str, Schema]:
         },
         "additionalProperties": False,
     }
+    alone: Schema = {**memory, "type": "object", "description": "The plan of the second device, where there are two."}
+    memory["properties"] = {**memory["properties"], "second": alone}
     forecast = _object(Forecast) | {"description": "What the job is going to cost."}
     warnings = {"description": "Those of the run that are known beforehand.", "type": "array", "items": _PLAIN[str]}
     extra = {"memory": memory, "forecast": forecast, "warnings": warnings}

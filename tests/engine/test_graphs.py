@@ -3,7 +3,7 @@ recording is impossible."""
 
 from collections.abc import Generator as Turns
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +124,8 @@ class FakeCuda:
         self.current: object = "the caller's stream"
         self.captured_on: list[object] = []
         self.ended_pools: list[object] = []
+        self.device = 0
+        self.ended_on: list[int] = []
         self.fails = fails
         self.pools = 0
         cuda = torch.cuda
@@ -132,11 +134,20 @@ class FakeCuda:
         monkeypatch.setattr(cuda, "graph_pool_handle", self.pool)
         monkeypatch.setattr(cuda, "current_stream", lambda _device: self.current)
         monkeypatch.setattr(cuda, "set_stream", lambda stream: setattr(self, "current", stream))
-        monkeypatch.setattr(cuda, "device", lambda _device: nullcontext())
-        monkeypatch.setattr(cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(cuda, "device", self.on)
+        monkeypatch.setattr(cuda, "current_device", lambda: self.device)
         monkeypatch.setattr(cuda, "graph", self.capture)
-        ended = self.ended_pools.append
-        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda _index, pool: ended(pool), raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.ended, raising=False)
+
+    @contextmanager
+    def on(self, device: torch.device) -> Turns[None]:
+        before, self.device = self.device, device.index
+        yield
+        self.device = before
+
+    def ended(self, index: int, pool: object) -> None:
+        self.ended_on.append(index)
+        self.ended_pools.append(pool)
 
     def pool(self) -> object:
         self.pools += 1
@@ -167,9 +178,10 @@ def test_two_recorders_capture_on_two_streams(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_capture_that_fails_gives_stream_and_allocator_back(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda(monkeypatch, fails=True)
-    recorder = CudaRecorder(torch.device("cuda", 0))
+    recorder = CudaRecorder(torch.device("cuda", 1))
     with pytest.raises(RuntimeError, match="previous error"):
         recorder.record(lambda: {})
+    assert fake.ended_on == [1], "its own device's, whichever is the current one"
     assert fake.current == "the caller's stream"
     assert fake.ended_pools == [1] and fake.pools == 2, "the pool that was being filled is used again"
 

@@ -141,7 +141,8 @@ def test_a_target_too_large_for_the_machine_is_refused_with_what_takes_most() ->
     assert refused.value.exit_code == 5
 
 
-def test_a_gpu_that_is_too_small_gets_the_smaller_plan_and_says_so() -> None:
+def test_a_gpu_that_is_too_small_gets_the_smaller_plan_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "host_bytes_available", lambda: None)
     plan = plan_generation_memory(ULTRAFLASH, scale=3, device=GPU, dtype_of=bf16, budget_bytes=28 * GIGABYTE)
     told = "\n".join(describe_memory(plan))
     assert "of 28.00 GB at the peak" in told and "GB in host memory" in told

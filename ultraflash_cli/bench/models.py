@@ -16,18 +16,19 @@ from ultraflash_cli.engine.plan import UpscalePlan, plan_upscale
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import GenerationPlan, latents_for, plan_generation
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
-from ultraflash_cli.engine.text_to_video import TextToVideo
+from ultraflash_cli.engine.text_to_video import FIRST_STAGES, TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.host import keep_freed_memory, peak_rss_bytes
 from ultraflash_cli.models.build import (
+    Place,
     Speedups,
     build_text_to_video,
     build_upscaler,
     find_scorer,
     take_base_decoder,
 )
-from ultraflash_cli.models.device import choose_device, precision_name
+from ultraflash_cli.models.device import choose_device, choose_devices, precision_name
 from ultraflash_cli.models.profile import find_profile, with_cache_rules
 from ultraflash_cli.models.shelf import RandomShelf, Shelf
 
@@ -89,11 +90,14 @@ class MeasuredModel:
     def __init__(self, case: BenchCase) -> None:
         torch.set_num_threads(case.threads)
         self.case = case
-        self.device = choose_device(case.device)
+        generates = case.kind == "generate"
+        devices = choose_devices(case.device) if generates else (choose_device(case.device),)
+        self.device, self._later = devices[0], devices[-1]
+        self.where = ",".join(map(str, devices))
         self._rules = CacheManagement.parse(case.cache_management)
         profile = find_profile(case.model)
         self.profile = _under_rules(profile, self._rules)
-        self.clock = CountingClock(self.device)
+        self.clock = CountingClock(self._later, dict.fromkeys(FIRST_STAGES, self.device) if generates else None)
         self.precision = precision_name(profile, case.precision, self.device)
         self.context = random_context(self.profile, self.device)
         self._shelf = RandomShelf() if case.untrained else Shelf(case.store)
@@ -141,6 +145,7 @@ class MeasuredModel:
             gate=gate,
             timer=self.clock,
             speedups=self._speedups,
+            second=None if self._later == self.device else Place(device=self._later, speedups=self._speedups),
         )
 
 

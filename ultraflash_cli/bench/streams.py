@@ -92,7 +92,7 @@ class DrawnStream:
         self.graphs = (video.sampler.graphs, *([video.refiner.graphs] if video.refiner else []))
         self._video = video
         self._state = video.init_state(height=height_px // LATENT_PX, width=width_px // LATENT_PX, context=context)
-        self._copier = copier_for(video.device)
+        self._copier = copier_for(video.frames_device)
         self._leaving = _Leaving()
 
     @torch.inference_mode()

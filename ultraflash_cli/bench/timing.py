@@ -117,14 +117,13 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     import torch  # only now, so that errors of prepare are raised immediately
 
     from ultraflash_cli.bench.limits import measure_limits
-    from ultraflash_cli.engine.clock import wait_for
 
     device, clock = ready.clock.device, ready.clock
     loaded_s = time.perf_counter()
     stream = ready.start()
     stream.next_group()
     stream.finish()
-    wait_for(device)
+    clock.wait()
     first_s = time.perf_counter()
 
     warm_first_s, kept = None, stream if ready.endless else None
@@ -147,7 +146,7 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     while not (ready.endless and frames >= case.frames) and (count := stream.next_group()):
         frames += count
     stream.finish()
-    wait_for(device)
+    clock.wait()
     seconds = time.perf_counter() - begun_s
     assert frames, "a whole group gives frames"
     spent = clock.seconds
@@ -157,8 +156,8 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
         kind=case.kind,
         model=case.model,
         weights=ready.weights,
-        device=str(device),
-        device_name=device_name(device),
+        device=",".join(map(str, clock.devices)),
+        device_name=", ".join(map(device_name, clock.devices)),
         threads=case.threads,
         waiting=case.waiting,
         precision=ready.precision,
@@ -178,7 +177,7 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
         not_recorded=tuple(text for graphs in stream.graphs for text in graphs.refusals.values()),
         lanes=case.lanes and device.type == "cuda" and case.kind == "generate",
         peak_rss_bytes=ready.peak_rss_bytes(),
-        peak_vram_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        peak_vram_bytes=sum(map(torch.cuda.max_memory_allocated, clock.devices)) if device.type == "cuda" else None,
         flops_per_output_pixel=work.total.flops / (counted * height * width),
         bytes_per_output_pixel=work.total.bytes / (counted * height * width),
         limits=limits,

@@ -86,7 +86,7 @@ def bench(
     from ultraflash_cli.bench.timing import in_fresh_process, measure
     from ultraflash_cli.commands.wall import measure_wall, predict
     from ultraflash_cli.host import usable_cores
-    from ultraflash_cli.models.device import choose_device
+    from ultraflash_cli.models.device import choose_devices
     from ultraflash_cli.models.profile import find_profile
 
     if roofline:
@@ -96,9 +96,12 @@ def bench(
     for word in what or ():
         if word not in KINDS:
             raise UsageError(f"unknown benchmark {word!r}; choose from {', '.join(KINDS)}")
-    on_gpu = choose_device(options.device).type == "cuda"
+    devices = choose_devices(options.device)
+    on_gpu = devices[0].type == "cuda"
     profile = find_profile(("ultraflash" if on_gpu else "lite") if options.model == "auto" else options.model)
     kinds = what or ["upscale", *(["generate"] if profile.generator else []), *(["kernels"] if on_gpu else [])]
+    if len(devices) > 1 and (kinds := what or ["generate"]) != ["generate"]:
+        raise UsageError(f"--device {options.device}: only `bench generate` uses two devices; name one")
     if "generate" in kinds and profile.generator is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
     names = [name.strip().lower() for name in res.split(",")]

@@ -103,6 +103,9 @@ def generate(
     from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
     output = None if destination is None else destination.path
+    if count < 1:
+        raise UsageError(f"--count must be at least 1, got {count}")
+    texts = _prompts(prompt, prompts)
     crew, options = choose_crew(
         executor,
         options,
@@ -111,10 +114,8 @@ def generate(
         workers=workers,
         near=output or Path("generated"),
         impossible=(("--serve", serve is not None),),
+        pairs=len(texts) * count == 1 or workers == 1,
     )
-    if count < 1:
-        raise UsageError(f"--count must be at least 1, got {count}")
-    texts = _prompts(prompt, prompts)
     is_batch = prompts is not None or count > 1
     several = len(texts) * count > 1
     to_stream = takes_stream(output)

@@ -1,6 +1,7 @@
 """Shared by `upscale`, `generate` and `plan` for several workers: checks, description
 of the plan, and the run."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import BatchError, UsageError
-from ultraflash_cli.host import usable_cores
+from ultraflash_cli.host import check_pair, usable_cores
 from ultraflash_cli.jobs.planning.options import SharedOptions
 from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES
 
@@ -60,6 +61,7 @@ def choose_crew(
     near: Path,
     unit_frames: int = UNIT_FRAMES,
     impossible: Sequence[tuple[str, bool]] = (),
+    pairs: bool = False,
 ) -> tuple[Crew | None, OptionsT]:
     """Return the workers that compute a job in units, or None if this process computes
     it as a whole, and the options for each worker.
@@ -73,6 +75,7 @@ def choose_crew(
         near: an output or input next to which the folder is created if it need not be shared.
         unit_frames: `--unit-frames`.
         impossible: options that need a single process, with whether they were given.
+        pairs: whether the job is a single clip that one process generates on two devices.
 
     Raises UsageError.
     """
@@ -83,6 +86,9 @@ def choose_crew(
     if address is not None and executor != "ray":
         raise UsageError("--address names a Ray cluster; add --executor ray")
     if executor == "local" and work_dir is None and len(devices) == 1 and workers in (None, 1):
+        return None, shared
+    if pairs and executor == "local" and work_dir is None and len(devices) == 2 and workers in (None, 1):
+        check_pair(shared.device)
         return None, shared
     if executor == "workers" and (workers is not None or len(devices) > 1):
         raise UsageError(
@@ -98,7 +104,7 @@ def choose_crew(
 
     crew = Crew(
         executor=executor,
-        folder=work_dir if work_dir is not None else near.with_name(f".{near.name}.units"),
+        folder=work_dir if work_dir is not None else _units_beside(near),
         is_temporary=work_dir is None,
         unit_frames=unit_frames,
         devices=tuple(islice(cycle(devices), workers or len(devices))),
@@ -114,6 +120,12 @@ def choose_crew(
             f"--device {shared.device}: different kinds of device produce different pixels; name only one kind"
         )
     return crew, replace(shared, device=devices[0] if len(devices) == 1 else kinds.pop(), threads=threads)
+
+
+def _units_beside(place: Path) -> Path:
+    """Return the default folder of the units of an output or input."""
+    named = place if place.name not in ("", "..") else Path(os.path.abspath(place))
+    return named.with_name(f".{named.name}.units") if named.name else named / ".units"
 
 
 def run_by_crew(

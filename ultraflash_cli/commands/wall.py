@@ -102,7 +102,7 @@ def _upscale(case: BenchCase, folder: Path, listen: Listener) -> Report:
     def build(prepared: Prepared) -> Built[FrameUpscaler]:
         model = MeasuredModel(case)
         upscaler = as_frame_upscaler(model.upscaler(prepared.plan), model.clock)
-        return Built(model=upscaler, device=str(model.device), precision=model.precision, weights={})
+        return Built(model=upscaler, device=model.where, precision=model.precision, weights={})
 
     return run(job, listen, build=build if case.untrained else None)
 
@@ -114,7 +114,7 @@ def _generate(case: BenchCase, folder: Path, listen: Listener) -> Report:
         model = MeasuredModel(case)
         assert model.context is not None, "what generates takes words"
         generator = as_frame_generator(model.video(prepared.plan), model.context, prepared.base_size, model.clock)
-        return Built(model=generator, device=str(model.device), precision=model.precision, weights={})
+        return Built(model=generator, device=model.where, precision=model.precision, weights={})
 
     return run_generation(job, listen, build=build if case.untrained else None)
 

@@ -3,7 +3,7 @@ it."""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -29,26 +29,33 @@ def wait_for(device: torch.device) -> None:
 
 
 class StageClock:
-    """Sums the time of each stage; with CUDA, between two events on its stream."""
+    """Sums the time of each stage; with CUDA, between two events on its stream.
 
-    def __init__(self, device: torch.device) -> None:
+    Stages run on ``device``, except for those named in ``elsewhere``.
+    """
+
+    def __init__(
+        self, device: torch.device, elsewhere: Mapping[str, torch.device] | None = None
+    ) -> None:
         self.device = device
+        self._elsewhere = dict(elsewhere or {})
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
         """Time the computations inside the block."""
-        if self.device.type != "cuda":
+        device = self._elsewhere.get(stage, self.device)
+        if device.type != "cuda":
             started_s = time.perf_counter()
             yield
-            wait_for(self.device)
+            wait_for(device)
             self._seconds[stage] += time.perf_counter() - started_s
             return
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record(torch.cuda.current_stream(self.device))
+        start.record(torch.cuda.current_stream(device))
         yield
-        stop.record(torch.cuda.current_stream(self.device))
+        stop.record(torch.cuda.current_stream(device))
         self._collect()
         self._open.append((stage, start, stop))
 
@@ -59,9 +66,19 @@ class StageClock:
         self._collect()
         return dict(self._seconds)
 
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices, those of the first stages first."""
+        return tuple(dict.fromkeys((*self._elsewhere.values(), self.device)))
+
+    def wait(self) -> None:
+        """Wait until all devices are idle."""
+        for device in self.devices:
+            wait_for(device)
+
     def clear(self) -> None:
         """Reset all times."""
-        wait_for(self.device)
+        self.wait()
         self._open.clear()
         self._seconds.clear()
 

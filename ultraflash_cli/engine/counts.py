@@ -48,8 +48,10 @@ class CountingClock(StageClock):
     """A stage clock that also counts the computations of each stage while ``so_far`` is
     set."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(
+        self, device: torch.device, elsewhere: Mapping[str, torch.device] | None = None
+    ) -> None:
+        super().__init__(device, elsewhere)
         self.so_far: Callable[[], Work] | None = None
         self.work: dict[str, Work] = {}
 

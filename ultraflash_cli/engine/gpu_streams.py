@@ -78,14 +78,12 @@ class CudaStream:
     def wait_for(self, *others: WorkStream) -> None:
         """Wait on the device, not on the host."""
         for other in others:
-            assert isinstance(other, CudaStream), (
-                "streams of one device wait for each other"
-            )
+            assert isinstance(other, CudaStream), "streams of GPUs wait for each other"
             self.stream.wait_stream(other.stream)
 
     @contextmanager
     def as_current(self) -> Generator[None]:
-        """Make the stream the current one."""
+        """Make the stream the current one, and its device the current device."""
         with torch.cuda.stream(self.stream):
             yield
 
@@ -121,6 +119,11 @@ class HostCopy:
             self._copy.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(tensor.device))
+
+    @property
+    def unfinished(self) -> Tensor:
+        """The copy, for work that waits for the copying stream itself."""
+        return self._copy
 
     def result(self) -> Tensor:
         """Return the copy once it is complete."""

@@ -78,21 +78,19 @@ class CudaRecorder:
         """Record ``work`` without running it; other threads may continue to use the
         device."""
         graph = torch.cuda.CUDAGraph()
-        before = torch.cuda.current_stream(self._device)
-        try:
-            with (
-                torch.cuda.device(self._device),
-                torch.cuda.graph(
+        with torch.cuda.device(self._device):
+            before = torch.cuda.current_stream(self._device)
+            try:
+                with torch.cuda.graph(
                     graph,
                     pool=self._pool,
                     stream=self._stream,
                     capture_error_mode="thread_local",
-                ),
-            ):
-                results = work()
-        except Exception:
-            self._recover(before)
-            raise
+                ):
+                    results = work()
+            except Exception:
+                self._recover(before)
+                raise
         return _CudaRecording(graph, results)
 
     def _recover(self, stream: torch.cuda.Stream) -> None:

@@ -15,7 +15,9 @@ __all__ = [
     "CudaSnapshotCopyEngine",
     "Snapshot",
     "SnapshotCopyEngine",
+    "SnapshotTaker",
     "Snapshots",
+    "SnapshotsOfTwo",
     "snapshots_for",
 ]
 
@@ -104,6 +106,28 @@ class Snapshot:
         self._tensors = {}
         self._done()
 
+    def beside(self, other: "Snapshot") -> "Snapshot":
+        """Return one snapshot of the tensors of both."""
+
+        def wait() -> None:
+            self._wait()
+            other._wait()
+
+        def done() -> None:
+            self.release()
+            other.release()
+
+        return Snapshot({**self._tensors, **other._tensors}, wait, done)
+
+
+class SnapshotTaker(Protocol):
+    """Takes snapshots of states."""
+
+    def take(self, tensors: Mapping[str, Tensor]) -> Snapshot:
+        """Return a snapshot of the tensors of a state, see ``stage.state_leaves``; they
+        may be overwritten afterwards."""
+        ...
+
 
 class Snapshots:
     """Takes snapshots of states without making the host wait for the device.
@@ -165,6 +189,35 @@ class Snapshots:
         self._spare = buffers
 
 
-def snapshots_for(device: torch.device) -> Snapshots:
-    """Return the object that takes snapshots of states on ``device``."""
-    return Snapshots(CudaSnapshotCopyEngine(device) if device.type == "cuda" else None)
+class SnapshotsOfTwo:
+    """Takes snapshots of states on two devices; each copies its own tensors."""
+
+    def __init__(
+        self, device: torch.device, on_device: SnapshotTaker, elsewhere: SnapshotTaker
+    ) -> None:
+        """Copy tensors on ``device`` through ``on_device``, all others through
+        ``elsewhere``."""
+        self._device = device
+        self._on_device = on_device
+        self._elsewhere = elsewhere
+
+    def take(self, tensors: Mapping[str, Tensor]) -> Snapshot:
+        """Return a snapshot of the tensors of a state, see ``stage.state_leaves``; they
+        may be overwritten afterwards."""
+        mine = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if tensor.device == self._device
+        }
+        others = {name: tensor for name, tensor in tensors.items() if name not in mine}
+        return self._on_device.take(mine).beside(self._elsewhere.take(others))
+
+
+def snapshots_for(device: torch.device, *others: torch.device) -> SnapshotTaker:
+    """Return the object that takes snapshots of states on ``device``, or on it and one
+    of the ``others``."""
+    here = Snapshots(CudaSnapshotCopyEngine(device) if device.type == "cuda" else None)
+    different = [other for other in others if other != device]
+    if not different:
+        return here
+    return SnapshotsOfTwo(device, here, snapshots_for(*different))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ultraflash_cli.engine.bridge import Bridge
 from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.gpu_streams import Streams, to_device
 from ultraflash_cli.engine.layers.memory_block import MemoryState
@@ -23,7 +24,10 @@ from ultraflash_cli.engine.schedule import (
 from ultraflash_cli.engine.stage import move_state
 from ultraflash_cli.engine.stages.decoder import Decoder
 
-__all__ = ["GeneratedGroup", "TextToVideo", "TextToVideoState"]
+__all__ = ["FIRST_STAGES", "GeneratedGroup", "TextToVideo", "TextToVideoState"]
+
+FIRST_STAGES = ("generator", "encoder")
+"""Names of the stages that run on the generator's device, if there are two."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,11 @@ class TextToVideo:
     resolution, ``low_decoder`` the frames at the base size; at least one is required.
     With ``park`` the generator and its cache move to that device while the refiner
     works, to save memory. With ``streams`` the next group is generated on a separate
-    stream while this one is refined. Both leave the result unchanged; results are
-    synchronised with the caller's stream. Noise comes from ``noise``: ``generator`` and
-    ``generator_step`` (noise of the later steps) for each chunk, and the refiner's
-    noise for each group.
+    stream while this one is refined. With ``bridge`` the generator is on one device,
+    everything else on another, and both work at the same time. All three leave the
+    result unchanged; results are synchronised with the caller's stream, that of
+    ``frames_device``. Noise comes from ``noise``: ``generator`` and ``generator_step``
+    (noise of the later steps) for each chunk, and the refiner's noise for each group.
     """
 
     def __init__(
@@ -90,13 +95,15 @@ class TextToVideo:
         timer: StageTimer = untimed,
         noise: NoiseSource = group_noise,
         streams: Streams | None = None,
+        bridge: Bridge | None = None,
     ) -> None:
         assert refiner is not None or low_decoder is not None, (
             "something has to make frames"
         )
-        assert streams is None or park is None, (
+        assert (streams is None and bridge is None) or park is None, (
             "a generator that is parked cannot work ahead"
         )
+        assert streams is None or bridge is None, "streams belong to one device"
         self.profile = profile
         self.plan = plan
         self.sampler = sampler
@@ -107,6 +114,8 @@ class TextToVideo:
         self.timer = timer
         self.noise = noise
         self.streams = streams
+        self.bridge = bridge
+        self.frames_device = self.device if bridge is None else bridge.device
 
     def init_state(
         self,
@@ -134,7 +143,9 @@ class TextToVideo:
 
         refiner = low_decoder = None
         if self.refiner is not None:
-            words = context if self.profile.refines_by_words else None
+            words = None
+            if context is not None and self.profile.refines_by_words:
+                words = context.to(self.frames_device)
             refiner = self.refiner.init_state(
                 batch=batch, height=height, width=width, seed=seed, context=words
             )
@@ -166,14 +177,17 @@ class TextToVideo:
     @torch.inference_mode()
     def step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
         """Generate the next group of the plan; consumes ``state``."""
+        assert state.groups < len(self.plan.groups), "the plan has no further group"
         streams = self.streams
+        if self.bridge is not None:
+            return self._step_on_two(state, self.bridge)
         if streams is None:
             return self._step(state)
 
         streams.generate.wait_for(streams.caller)
         if not state.ahead:
             with streams.generate.as_current():
-                state = self._draw_ahead(state)
+                state = self._draw_ahead(state, state.groups)
         streams.refine.wait_for(streams.caller, streams.generate)
         with streams.refine.as_current():
             streams.refine.record_use([state.ahead_bcthw])
@@ -181,7 +195,7 @@ class TextToVideo:
 
         if state.groups < len(self.plan.groups):
             with streams.generate.as_current():
-                state = self._draw_ahead(state)
+                state = self._draw_ahead(state, state.groups)
 
         streams.caller.wait_for(streams.refine)
         streams.caller.record_use(
@@ -196,6 +210,8 @@ class TextToVideo:
         read the whole state."""
         if self.streams is not None:
             self.streams.caller.wait_for(self.streams.generate, self.streams.refine)
+        if self.bridge is not None:
+            self.bridge.settle()
 
     def warm_up(self, *, height: int, width: int, context: Tensor | None = None) -> None:
         """Run and discard one group, so that kernels are compiled and memory is
@@ -203,24 +219,53 @@ class TextToVideo:
         self.step(self.init_state(height=height, width=width, context=context))
         self.settle()
 
-    def _draw_ahead(self, state: TextToVideoState) -> TextToVideoState:
-        """Generate the next group ahead of time."""
+    def _step_on_two(
+        self, state: TextToVideoState, bridge: Bridge
+    ) -> tuple[TextToVideoState, GeneratedGroup]:
+        """Generate the next group of the plan, and on the generator's device the one
+        after it meanwhile."""
+        if not state.ahead:
+            with bridge.source.as_current():
+                state = self._draw_ahead(state, state.groups)
+        low = bridge.carry(state.ahead_bcthw)[:, :, : state.ahead]
+        state = replace(state, ahead=0)
+        following = state.groups + 1
+        is_last = following == len(self.plan.groups)
+
+        # A refiner that makes the host wait would delay the generator.
+        waits = self.refiner is not None and self.refiner.decode_latents is not None
+        if waits and not is_last:
+            with bridge.source.as_current():
+                state = self._draw_ahead(state, following)
+        with bridge.target.as_current():
+            state, group = self._make_frames(state, low)
+        if not waits and not is_last:
+            with bridge.source.as_current():
+                state = self._draw_ahead(state, following)
+        return state, group
+
+    def _draw_ahead(self, state: TextToVideoState, group: int) -> TextToVideoState:
+        """Generate a group of the plan, the next one to be generated, ahead of time."""
         longest = state.ahead_bcthw.shape[2]
-        state, low = self._draw_group(state)
+        state, low = self._draw_group(state, group)
         ahead = F.pad(low, (0, 0, 0, 0, 0, longest - low.shape[2]))
         return replace(state, ahead_bcthw=ahead, ahead=low.shape[2])
 
     def _take_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
         """Return the latents of the next group, generated ahead or now."""
         if not state.ahead:
-            return self._draw_group(state)
+            return self._draw_group(state, state.groups)
         return replace(state, ahead=0), state.ahead_bcthw[:, :, : state.ahead]
 
     def _step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
-        assert state.groups < len(self.plan.groups), "the plan has no further group"
+        return self._make_frames(*self._take_group(state))
+
+    def _make_frames(
+        self, state: TextToVideoState, low: Tensor
+    ) -> tuple[TextToVideoState, GeneratedGroup]:
+        """Decode and refine the latents of the next group."""
         alignment = self.profile.alignment
         first = state.is_first
-        state, low = self._take_group(state)
         latents = frames = low_frames = None
 
         if self.low_decoder is not None and state.low_decoder is not None:
@@ -262,13 +307,15 @@ class TextToVideo:
             del fine, sharp  # or they would stay while the next group is made
         return state, torch.cat(latents, dim=2), frames
 
-    def _draw_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
-        """Generate the chunks of the next group."""
+    def _draw_group(
+        self, state: TextToVideoState, group: int
+    ) -> tuple[TextToVideoState, Tensor]:
+        """Generate the chunks of a group of the plan."""
         low: list[Tensor] = []
         if self.park is not None:
             self.sampler.network.to(self.device)
             state = replace(state, generator=move_state(state.generator, self.device))
-        for length in self.plan.group_chunks[state.groups]:
+        for length in self.plan.group_chunks[group]:
             inputs = self._noise(state, length)
             with self.timer("generator"):
                 generator, latents = self.sampler.step(state.generator, inputs)

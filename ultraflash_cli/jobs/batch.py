@@ -15,7 +15,7 @@ from ultraflash_cli.jobs.running.prepare import foreseen, prepare, prepare_gener
 from ultraflash_cli.jobs.running.stop import Stop
 
 if TYPE_CHECKING:
-    from ultraflash_cli.engine.footprint.plan import MemoryPlan
+    from ultraflash_cli.engine.footprint.plan import MemoryPlan, PairedPlan
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.report import Report
     from ultraflash_cli.jobs.running.run import Task
@@ -39,7 +39,7 @@ class Outcome:
     report: "Report | None" = None
     failure: UltraflashError | None = None
     plan: Planned | None = None
-    memory: "MemoryPlan | None" = None
+    memory: "MemoryPlan | PairedPlan | None" = None
     """The memory plan of a dry run."""
     forecast: Forecast | None = None
     """Predicted run time and output size."""
@@ -106,7 +106,7 @@ def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ())
         task = _task_of(prepared, models, None)
         if prepared.exists:
             return {"report": run(task, lambda event: None, stop=stop)}
-        memory = models.plan(prepared)[2]
+        memory = models.plan_memory(prepared)
         return {
             "plan": task.planned(),
             "memory": memory,

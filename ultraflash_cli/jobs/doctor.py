@@ -140,7 +140,8 @@ def _gpu() -> Finding:
         for index in range(torch.cuda.device_count())
     ]
     hip = f", AMD through ROCm {torch.version.hip}" if torch.version.hip else ""
-    return Finding(name="gpu", state="ok", found=", ".join(names) + hip)
+    pair = "; a clip can be generated on two (--device cuda:0,cuda:1)" if len(names) > 1 else ""
+    return Finding(name="gpu", state="ok", found=", ".join(names) + hip + pair)
 
 
 def _triton() -> Finding:

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 import torch
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.bridge import bridge_between
 from ultraflash_cli.engine.cache_policy import Scorer, SharpnessDrift
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.clock import StageTimer, untimed
@@ -38,6 +39,7 @@ from ultraflash_cli.models.device import fp8_parts, stage_precisions
 from ultraflash_cli.models.shelf import Shelf
 
 __all__ = [
+    "Place",
     "Speedups",
     "build_text_to_video",
     "build_upscaler",
@@ -64,6 +66,14 @@ class Speedups:
     def new_graphs(self, device: torch.device) -> Graphs:
         """Return the runner of stages' steps on ``device``."""
         return Graphs(CudaRecorder(device)) if self.graphs and device.type == "cuda" else EAGER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a part of a cascade runs, and its speedups there."""
+
+    device: torch.device
+    speedups: Speedups
 
 
 def build_upscaler(
@@ -114,16 +124,19 @@ def build_text_to_video(
     gate: Gate | None = None,
     timer: StageTimer = untimed,
     speedups: Speedups = Speedups(),
+    second: Place | None = None,
 ) -> TextToVideo:
     """Load the parts for generating a video; ``scale`` 1 stays at the base size,
     ``low_frames`` requests frames of that size too. ``long`` selects the generator's
-    long variant. Raises WeightsError for missing or invalid weights.
+    long variant. ``second`` is where everything after the generator runs, if not on
+    ``device``. Raises WeightsError for missing or invalid weights.
     """
     part = "long_generator" if long else "generator"
     config = profile.long_generator if long else profile.generator
     if config is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
 
+    later = second or Place(device=device, speedups=speedups)
     dtype_of = stage_precisions(profile, precision, device)
     in_fp8 = fp8_parts(precision)
     dtype, fp8 = dtype_of("generator"), "generator" in in_fp8
@@ -131,18 +144,27 @@ def build_text_to_video(
     refiner = low_decoder = None
     if scale > 1:
         profile = profile.at_scale(scale)
-        refiner = _refiner(shelf, profile, device, dtype_of, in_fp8, decode_latents, timer, speedups)
+        later_dtype_of = stage_precisions(profile, precision, later.device)
+        refiner = _refiner(shelf, profile, later.device, later_dtype_of, in_fp8, decode_latents, timer, later.speedups)
 
     if low_frames or scale == 1:
-        low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
+        low_decoder = take_base_decoder(shelf, profile, device=later.device, precision=precision)
     assert isinstance(generator, Generator)
 
     # A parked generator changes its addresses.
     graphs = EAGER if park is not None else speedups.new_graphs(device)
     sampler = Sampler(generator, gate=gate, graphs=graphs)
-    streams = cuda_streams(device) if speedups.streams and device.type == "cuda" and park is None else None
+    works_ahead = speedups.streams and device.type == "cuda" and park is None and second is None
     return TextToVideo(
-        profile, plan, sampler, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer, streams=streams
+        profile,
+        plan,
+        sampler,
+        refiner=refiner,
+        low_decoder=low_decoder,
+        park=park,
+        timer=timer,
+        streams=cuda_streams(device) if works_ahead else None,
+        bridge=None if second is None else bridge_between(device, second.device),
     )
 
 

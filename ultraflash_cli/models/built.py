@@ -23,6 +23,8 @@ class Built(Generic[ModelT]):
     resumed with a different one."""
     planned_bytes: int | None = None
     """Size of that plan; None if there is none."""
+    planned_by_device: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Its size on each device where there are two."""
     state_bytes: int = 0
     """Size of a saved state in bytes."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])

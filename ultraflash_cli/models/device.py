@@ -7,11 +7,13 @@ import torch
 
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.errors import DeviceError, UsageError
+from ultraflash_cli.host import check_pair
 from ultraflash_cli.models.backend import BACKENDS, MODELS
 from ultraflash_kernels.fp8_linear import fp8_refusal
 
 __all__ = [
     "choose_device",
+    "choose_devices",
     "choose_precision",
     "fp8_parts",
     "precision_name",
@@ -40,9 +42,24 @@ def choose_device(name: str, *, model: str | None = None) -> torch.device:
     return device
 
 
+def choose_devices(name: str) -> tuple[torch.device, ...]:
+    """Turn ``--device`` of a generation into its device, or into two: one for text encoder and generator, which becomes
+    the current one, and one for everything after them.
+
+    Raises UsageError for a pair that is none, and the errors of ``choose_device``.
+    """
+    if "," not in name:
+        return (choose_device(name),)
+    check_pair(name)
+    second, first = (choose_device(each) for each in reversed(name.split(",")))
+    return tuple(torch.device(each.type, each.index or 0) for each in (first, second))
+
+
 def _named_device(name: str, model: str | None) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "," in name:
+        raise UsageError(f"--device {name}: only a clip to generate can use two devices in one process; name one")
     kind, _, number = name.partition(":")
     if kind in BACKENDS and (number.isdigit() or not number):
         return _backend_device(name, kind, int(number or 0), model)

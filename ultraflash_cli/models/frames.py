@@ -251,8 +251,8 @@ class GeneratedFrames:
         self._timer = timer
         self._shows_low = shows_low
         self._yuv, self._low_yuv = yuv, low_yuv
-        self._copier, self._low_copier = copier_for(video.device), copier_for(video.device)
-        self._snapshots = snapshots_for(video.device)
+        self._copier, self._low_copier = (copier_for(video.frames_device) for _ in range(2))
+        self._snapshots = snapshots_for(video.device, video.frames_device)
 
     @property
     def cascade(self) -> "tuple[TextToVideo, Tensor]":

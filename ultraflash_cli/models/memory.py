@@ -1,25 +1,28 @@
 """Memory budgets and plans: what the machine has, what a job needs, and its
 description."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, SPOOL_BYTES, queue_places
 from ultraflash_cli.engine.footprint.ladder import plan_memory
-from ultraflash_cli.engine.footprint.plan import MemoryPlan, MemorySettings, MemoryWork
+from ultraflash_cli.engine.footprint.plan import MemoryPlan, MemorySettings, MemoryWork, PairedPlan
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GenerationPlan
-from ultraflash_cli.errors import UsageError
+from ultraflash_cli.errors import OutOfMemory, UsageError
 from ultraflash_cli.host import host_bytes_available, parse_memory, resident_bytes
 from ultraflash_cli.models.backend import backend_of
 
 __all__ = [
     "describe_memory",
     "memory_budget",
+    "memory_budgets",
     "memory_effect",
     "plan_generation_memory",
+    "plan_paired_memory",
     "plan_upscale_memory",
 ]
 
@@ -43,6 +46,13 @@ def memory_budget(device: torch.device, max_memory: str | None) -> int | None:
         free = free + resident_bytes() if free is not None else None
     known = [count for count in (asked, free) if count is not None]
     return min(known) if known else None
+
+
+def memory_budgets(devices: Sequence[torch.device], max_memory: str | None) -> list[int | None]:
+    """Return the bytes that a job may use on each device, see ``memory_budget``; ``max_memory`` is one size for all, or
+    one for each, separated by commas."""
+    sizes = [None] if max_memory is None else max_memory.split(",")
+    return [memory_budget(device, sizes[at % len(sizes)]) for at, device in enumerate(devices)]
 
 
 def plan_upscale_memory(
@@ -100,6 +110,69 @@ def plan_generation_memory(
     variant; a short ``clip`` has smaller groups (None: any length). Raises OutOfMemory
     like ``plan_upscale_memory``, UsageError for a profile that cannot generate.
     """
+    work = _generation_work(
+        profile,
+        scale=scale,
+        dtype_of=dtype_of,
+        on_gpu=device.type != "cpu",
+        long=long,
+        low_frames=low_frames,
+        clip=clip,
+        encodes_text=encodes_text,
+    )
+    return plan_memory(work, budget_bytes=budget_bytes, host_budget_bytes=host_bytes_available())
+
+
+def plan_paired_memory(
+    profile: Profile,
+    *,
+    scale: int,
+    devices: Sequence[torch.device],
+    dtype_of: Callable[[str], torch.dtype],
+    long: bool = False,
+    low_frames: bool = False,
+    clip: GenerationPlan | None = None,
+    budgets: Sequence[int | None] = (None, None),
+    encodes_text: bool = True,
+) -> PairedPlan:
+    """Plan the memory of generating a clip on two devices, each within its own budget, see ``plan_generation_memory``.
+
+    Raises OutOfMemory, naming the device whose smallest plan does not fit.
+    """
+    work = _generation_work(
+        profile,
+        scale=scale,
+        dtype_of=dtype_of,
+        on_gpu=devices[0].type != "cpu",
+        long=long,
+        low_frames=low_frames,
+        clip=clip,
+        encodes_text=encodes_text,
+    )
+    first = replace(work, upsampler=None, sr_dit=None, decoder=None, low_decoder=None)
+    second = replace(work, text_encoder=None, generator=None)
+
+    plans: list[MemoryPlan] = []
+    for device, part, budget in zip(devices, (first, second), budgets, strict=True):
+        try:
+            plans.append(plan_memory(part, budget_bytes=budget))
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{device}: {error}") from error
+    return PairedPlan(devices=(str(devices[0]), str(devices[1])), plans=(plans[0], plans[1]))
+
+
+def _generation_work(
+    profile: Profile,
+    *,
+    scale: int,
+    dtype_of: Callable[[str], torch.dtype],
+    on_gpu: bool,
+    long: bool,
+    low_frames: bool,
+    clip: GenerationPlan | None,
+    encodes_text: bool,
+) -> MemoryWork:
+    """Return what generating a clip computes, see ``plan_generation_memory``."""
     generator = profile.long_generator if long else profile.generator
     if generator is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
@@ -111,7 +184,7 @@ def plan_generation_memory(
     frame_bytes = 3 * height_px * width_px * scale**2
     drawn = generator.chunk_latents * profile.chunks_per_group(generator)
     drawn = min(drawn, max(clip.groups)) if clip is not None else drawn
-    work = MemoryWork(
+    return MemoryWork(
         latents=(height_px // 8, width_px // 8),
         group_latents=profile.group_latents,
         drawn_latents=drawn,
@@ -122,14 +195,13 @@ def plan_generation_memory(
         decoder=profile.decoder if refines else None,
         low_decoder=profile.base_decoder if low_frames else None,
         dtype_of=dtype_of,
-        on_gpu=device.type != "cpu",
+        on_gpu=on_gpu,
         queue_bytes=_queue_bytes(
             frame_bytes,
             group_frames=FRAMES_PER_LATENT * drawn,
             frames=None if clip is None else clip.total_frames,
         ),
     )
-    return plan_memory(work, budget_bytes=budget_bytes, host_budget_bytes=host_bytes_available())
 
 
 def _queue_bytes(*frame_bytes: int, group_frames: int, frames: int | None = None) -> int:
@@ -149,12 +221,19 @@ def _spool_bytes(frame_bytes: int) -> int:
     return min(SPOOL_BYTES, SEGMENT_FRAMES * frame_bytes)
 
 
-def describe_memory(plan: MemoryPlan) -> list[str]:
-    """Describe a job's memory and the concessions made to fit, in a few lines."""
+def describe_memory(plan: MemoryPlan | PairedPlan) -> list[str]:
+    """Describe a job's memory and the concessions made to fit, in a few lines for each device."""
+    if isinstance(plan, PairedPlan):
+        named = zip(plan.devices, plan.plans, strict=True)
+        return [line for device, each in named for line in _describe(each, f"memory of {device}")]
+    return _describe(plan, "memory")
+
+
+def _describe(plan: MemoryPlan, of: str) -> list[str]:
     there = f" of {plan.budget_bytes / 1e9:.2f} GB" if plan.budget_bytes is not None else ""
     largest = sorted(plan.parts, key=lambda part: part.bytes, reverse=True)[:_LARGEST]
     lines = [
-        f"memory: {plan.total / 1e9:.2f} GB{there} at the peak",
+        f"{of}: {plan.total / 1e9:.2f} GB{there} at the peak",
         f"  largest parts: {', '.join(f'{part.name} {part.bytes / 1e9:.2f}' for part in largest)}",
     ]
     lines += [f"  {plan.host_bytes / 1e9:.2f} GB in host memory"] if plan.host_bytes else []

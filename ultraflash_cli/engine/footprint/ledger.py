@@ -142,7 +142,7 @@ def phases_of(
 
     if not work.on_gpu:
         ledger.add("frames in queues", work.queue_bytes, settled)
-    if work.generator or work.encoder:
+    if work.generator or work.encoder or work.upsampler:
         channels = work.upsampler.latent_channels if work.upsampler else 16
         high = 4 * math.prod(work.high) if work.upsampler else 0
         values = channels * (math.prod(work.latents) + high)
@@ -298,7 +298,8 @@ def _add_decoder(
 
     # Recurrent memories from the group's start, of the previous piece and of the
     # current one are alive at once.
-    phases = ("generate",) if is_first else ("decode",)
+    before = "generate" if work.generator else "upsample"
+    phases = (before,) if is_first else ("decode",)
     ledger.add(
         f"{name} activations",
         (need.working + 2 * need.memories) * element,

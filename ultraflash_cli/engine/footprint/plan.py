@@ -26,6 +26,7 @@ __all__ = [
     "MemorySettings",
     "MemoryStep",
     "MemoryWork",
+    "PairedPlan",
 ]
 
 
@@ -179,6 +180,11 @@ class MemoryPlan:
         return self.peak.total
 
     @property
+    def totals(self) -> dict[str, int]:
+        """Bytes at the peak by device where there are two; see ``PairedPlan``."""
+        return {}
+
+    @property
     def beside_bytes(self) -> int:
         """Upper bound on the additional memory of CUDA graphs and side streams: a
         second copy of activations and states."""
@@ -216,3 +222,48 @@ class MemoryPlan:
             "settings": dataclasses.asdict(self.settings),
             "steps": [dataclasses.asdict(step) for step in self.steps],
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedPlan:
+    """Memory of a job on two devices: what generates on the first, everything after it
+    on the second."""
+
+    devices: tuple[str, str]
+    plans: tuple[MemoryPlan, MemoryPlan]
+
+    @property
+    def settings(self) -> MemorySettings:
+        """The settings of both."""
+        first, second = (plan.settings for plan in self.plans)
+        return replace(second, offload_text=first.offload_text)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Bytes at the peak, by device."""
+        totals = [plan.total for plan in self.plans]
+        return dict(zip(self.devices, totals, strict=True))
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak of the fuller device."""
+        return max(self.totals.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of a stream's state saved between groups."""
+        return sum(plan.state_bytes for plan in self.plans)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Descriptions of the steps that change pixels."""
+        return tuple(warning for plan in self.plans for warning in plan.warnings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON: the first device's plan, and in it the
+        ``second``."""
+        first, second = (
+            {"device": device, **plan.as_json()}
+            for device, plan in zip(self.devices, self.plans, strict=True)
+        )
+        return {**first, "second": second}

@@ -197,8 +197,15 @@ class ComputeOptions(MachineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_memory is not None:
-            parse_memory(self.max_memory)
+        if self.max_memory is None:
+            return
+        sizes, devices = self.max_memory.split(","), self.device.split(",")
+        for size in sizes:
+            parse_memory(size)
+        if len(sizes) not in (1, len(devices)):
+            raise ConfigError(
+                f"--max-memory takes one size, or one for each of {len(devices)} devices, got {len(sizes)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +350,17 @@ class UpscalingOptions(SharedOptions, TargetOptions):
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(SharedOptions):
     """Options of `generate` whose values on the command line are those of the job."""
+
+    device: Annotated[
+        str,
+        Flag(
+            names=("--device",),
+            metavar="auto|cpu|cuda[:i][,cuda:j]",
+            help="Where the model runs. With two GPUs, the second refines what the first generates; several clips are "
+            "shared out instead.",
+            read=str.lower,
+        ),
+    ] = "auto"
 
     init_clip: Annotated[
         Path | None,

@@ -53,7 +53,7 @@ class Forecaster:
 
     def forecast(self, prepared: "Prepared | PreparedGeneration") -> Forecast:
         """Predict the cost of an upscale or a generation. Raises the same errors as
-        `Models.plan`."""
+        `Models.plan_memory`."""
         return self._upscaling(prepared) if isinstance(prepared, Prepared) else self._generation(prepared)
 
     def _upscaling(self, prepared: "Prepared") -> Forecast:
@@ -98,7 +98,7 @@ class Forecaster:
         frames = max(1, round(prepared.frames * spec.rate / GENERATED_FPS))
         size = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
         guess = "size: an estimate from codec and pixels"
-        device, profile, _ = self._models.plan_generator(prepared)
+        devices, profile, _ = self._models.plan_generator(prepared)
         work = generation_work(
             profile, prepared.generator, prepared.plan, prepared.scale, low_frames=prepared.low_spec is not None
         )
@@ -106,7 +106,7 @@ class Forecaster:
             reason = "the model's work depends on the clip, so its run time cannot be predicted"
             return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, guess))
         job = prepared.job
-        key = ("generate", prepared.model, prepared.scale, prepared.long, job.precision, prepared.threads, device)
+        key = ("generate", prepared.model, prepared.scale, prepared.long, job.precision, prepared.threads, devices)
         if key not in self._generation_rates:
             generator = self._models.generator(prepared).model
             assert isinstance(generator, GeneratedFrames), "the engine's own"

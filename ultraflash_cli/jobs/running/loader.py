@@ -3,23 +3,26 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.cache_policy import RefreshGate
 from ultraflash_cli.engine.clock import StageClock
-from ultraflash_cli.engine.footprint.plan import MemoryPlan
+from ultraflash_cli.engine.footprint.plan import MemoryPlan, PairedPlan
 from ultraflash_cli.engine.foretell import foretold_frame_seconds
 from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
+from ultraflash_cli.engine.text_to_video import FIRST_STAGES
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import running_threads
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.models.build import (
+    Place,
     build_text_to_video,
     build_upscaler,
     find_scorer,
@@ -27,9 +30,22 @@ from ultraflash_cli.models.build import (
     take_base_decoder,
 )
 from ultraflash_cli.models.built import Built
-from ultraflash_cli.models.device import choose_device, precision_name, precision_warnings, stage_precisions
+from ultraflash_cli.models.device import (
+    choose_device,
+    choose_devices,
+    precision_name,
+    precision_warnings,
+    stage_precisions,
+)
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, GeneratedFrames, UpscaledFrames
-from ultraflash_cli.models.memory import memory_budget, memory_effect, plan_generation_memory, plan_upscale_memory
+from ultraflash_cli.models.memory import (
+    memory_budget,
+    memory_budgets,
+    memory_effect,
+    plan_generation_memory,
+    plan_paired_memory,
+    plan_upscale_memory,
+)
 from ultraflash_cli.models.oom import oom_errors
 from ultraflash_cli.models.parity import require_parity
 from ultraflash_cli.models.profile import (
@@ -80,11 +96,13 @@ class Models:
         shelf.require(profile.at_scale(prepared.plan.scale), upscaling_parts(profile))
         return device, profile, _plan_upscale(prepared, profile, device, shelf)
 
-    def plan_generator(self, prepared: PreparedGeneration) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how a clip is generated, without loading anything. Raises
-        the same errors as `generator`."""
+    def plan_generator(
+        self, prepared: PreparedGeneration
+    ) -> tuple[tuple[torch.device, ...], Profile, MemoryPlan | PairedPlan]:
+        """Decide where and how a clip is generated, without loading anything: on one
+        device, or on two (`choose_devices`). Raises the same errors as `generator`."""
         job = prepared.job
-        device, shelf = choose_device(job.device), self._shelf(job.store)
+        devices, shelf = choose_devices(job.device), self._shelf(job.store)
         profile = _generating_profile(prepared, shelf)
         parts = generating_parts(
             profile,
@@ -94,13 +112,14 @@ class Models:
             goes_on=prepared.clip is not None,
         )
         shelf.require(profile.at_scale(max(2, prepared.scale)), parts)
-        return device, profile, _plan_generation(prepared, profile, device, shelf)
+        return devices, profile, _plan_generation(prepared, profile, devices, shelf)
 
-    def plan(self, prepared: Prepared | PreparedGeneration) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how a job runs, without loading anything."""
+    def plan_memory(self, prepared: Prepared | PreparedGeneration) -> MemoryPlan | PairedPlan:
+        """Plan the memory of a job, without loading anything. Raises the errors of
+        loading its model."""
         if isinstance(prepared, Prepared):
-            return self.plan_upscaler(prepared)
-        return self.plan_generator(prepared)
+            return self.plan_upscaler(prepared)[2]
+        return self.plan_generator(prepared)[2]
 
     def upscaler(self, prepared: Prepared) -> Built[FrameUpscaler]:
         """Load the model for an upscale. Raises DeviceError, WeightsError,
@@ -165,15 +184,25 @@ class Models:
     def generator(self, prepared: PreparedGeneration) -> Built[FrameGenerator]:
         """Load the model for a clip to generate. Raises DeviceError, WeightsError,
         OutOfMemory."""
-        device, profile, memory = self.plan_generator(prepared)
-        with oom_errors(memory.total):
-            return self._load_generator(prepared, device, profile, memory)
+        devices, profile, memory = self.plan_generator(prepared)
+        with oom_errors(memory.total, by_device=memory.totals):
+            return self._load_generator(prepared, devices, profile, memory)
 
     def _load_generator(
-        self, prepared: PreparedGeneration, device: torch.device, profile: Profile, memory: MemoryPlan
+        self,
+        prepared: PreparedGeneration,
+        devices: tuple[torch.device, ...],
+        profile: Profile,
+        memory: MemoryPlan | PairedPlan,
     ) -> Built[FrameGenerator]:
 
         job, rules = prepared.job, prepared.cache_management
+        device, later = devices[0], devices[-1]
+        plans = memory.plans if isinstance(memory, PairedPlan) else (memory,)
+        places = [
+            Place(device=each, speedups=speedups_within(plan, each, graphs=job.cuda_graphs))
+            for each, plan in zip(devices, plans, strict=True)
+        ]
         shelf = self._shelf(job.store)
         torch.set_num_threads(running_threads(prepared.threads))
         warnings = [*precision_warnings(job.precision), *memory.warnings]
@@ -184,7 +213,7 @@ class Models:
         prompt = prompt_read(profile, prepared.prompt, job.seed)
         context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
         profile = under_memory_plan(profile, memory.settings)
-        timer = StageClock(device)
+        timer = StageClock(later, dict.fromkeys(FIRST_STAGES, device))
         gate = None
         if rules.refresh is not None:
             judge = take_base_decoder(shelf, profile, device=device, precision=job.precision)
@@ -203,7 +232,8 @@ class Models:
             park=torch.device("cpu") if memory.settings.offload_generator else None,
             gate=gate,
             timer=timer,
-            speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
+            speedups=places[0].speedups,
+            second=places[1] if len(places) > 1 else None,
         )
 
         dtype_of = stage_precisions(profile, job.precision, device)
@@ -223,14 +253,15 @@ class Models:
                 prepared.base_size,
                 timer,
                 shows_low=prepared.low_spec is not None or prepared.scale == 1,
-                yuv=planes_for(prepared.spec, device),
-                low_yuv=planes_for(prepared.spec if prepared.scale == 1 else prepared.low_spec, device),
+                yuv=planes_for(prepared.spec, later),
+                low_yuv=planes_for(prepared.spec if prepared.scale == 1 else prepared.low_spec, later),
             ),
-            device=str(device),
+            device=",".join(map(str, devices)),
             precision=precision_name(profile, job.precision, device),
             weights=shelf.hashes,
             memory_plan=memory_effect(memory.settings),
             planned_bytes=memory.total,
+            planned_by_device=memory.totals,
             state_bytes=memory.state_bytes,
             settings=settings_of(profile),
             warnings=tuple(warnings),
@@ -243,7 +274,7 @@ class Models:
         prompt: str,
         precision: str,
         device: torch.device,
-        memory: MemoryPlan,
+        memory: MemoryPlan | PairedPlan,
         warnings: list[str],
     ) -> Tensor:
 
@@ -302,20 +333,23 @@ def _plan_upscale(prepared: Prepared, profile: Profile, device: torch.device, sh
     )
 
 
-def _plan_generation(prepared: PreparedGeneration, profile: Profile, device: torch.device, shelf: Shelf) -> MemoryPlan:
+def _plan_generation(
+    prepared: PreparedGeneration, profile: Profile, devices: tuple[torch.device, ...], shelf: Shelf
+) -> MemoryPlan | PairedPlan:
     """Plan the memory of a clip to generate. Raises OutOfMemory if even the smallest plan is too large."""
-    job = prepared.job
-    return plan_generation_memory(
-        profile,
-        scale=prepared.scale,
-        device=device,
-        dtype_of=stage_precisions(profile, job.precision, device),
-        long=prepared.long,
-        low_frames=prepared.low_spec is not None,
-        clip=prepared.plan,
-        budget_bytes=memory_budget(device, job.max_memory),
-        encodes_text=not is_embedded(shelf, profile, prepared.prompt, precision=job.precision, device=device),
-    )
+    job, device = prepared.job, devices[0]
+    work: dict[str, Any] = {
+        "scale": prepared.scale,
+        "dtype_of": stage_precisions(profile, job.precision, device),
+        "long": prepared.long,
+        "low_frames": prepared.low_spec is not None,
+        "clip": prepared.plan,
+        "encodes_text": not is_embedded(shelf, profile, prepared.prompt, precision=job.precision, device=device),
+    }
+    budgets = memory_budgets(devices, job.max_memory)
+    if len(devices) == 1:
+        return plan_generation_memory(profile, device=device, budget_bytes=budgets[0], **work)
+    return plan_paired_memory(profile, devices=devices, budgets=budgets, **work)
 
 
 def planes_for(spec: EncodeSpec | None, device: torch.device) -> YuvFormat | None:

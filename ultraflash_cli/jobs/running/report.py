@@ -45,6 +45,7 @@ class Report:
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     peak_vram_bytes: int | None = None
+    """Of both devices together where there are two."""
     limit: str | None = None
     """The bottleneck: reading, model or writing."""
     seconds_by_stage: dict[str, float] | None = None
@@ -120,7 +121,7 @@ class Progress:
 def _peak_vram_bytes(device: str) -> int | None:
     if not device.startswith("cuda"):
         return None
-    return torch.cuda.max_memory_allocated(device)
+    return sum(torch.cuda.max_memory_allocated(each) for each in device.split(","))
 
 
 def _rate(frames: int, seconds: float) -> float | None:

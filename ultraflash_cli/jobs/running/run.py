@@ -227,7 +227,7 @@ def _attempt(
         task.is_resumable = False
         work.keep_nothing(f"the states of {prepared.model} are too large to save within a stream")
         stream.keep_nothing()
-    with oom_errors(built.planned_bytes if task.can_retry else None):
+    with oom_errors(built.planned_bytes if task.can_retry else None, by_device=built.planned_by_device):
         journal = work.open_journal(fingerprint(task, built), first_frame=task.first_frame)
         progress = Progress(work, total=task.total_frames, clock=clock, started_s=started_s)
         task.check(work, built)
@@ -275,12 +275,14 @@ def _with_smaller_plans(
         except OutOfMemory as error:
             if error.planned_bytes is None or (stream is not None and stream.has_begun):
                 raise
-            planned_bytes = error.planned_bytes
+            planned_bytes, retry_within = error.planned_bytes, error.retry_within
+            on = f" on {error.device}" if error.device else ""
         # Its memory is freed only once the exception and its traceback are released.
         free_memory()
-        message = f"{work.label}: memory ran out under a plan for {planned_bytes / 1e9:.2f} GB; trying a smaller one"
+        size = f"{planned_bytes / 1e9:.2f} GB"
+        message = f"{work.label}: memory ran out{on} under a plan for {size}; trying a smaller one"
         work.listener(Retrying(input=work.name, message=message, planned_bytes=planned_bytes))
-        max_memory = str(planned_bytes - 1)
+        max_memory = retry_within or str(planned_bytes - 1)
 
 
 def _finish(task: Task[Any, Any, Any], work: Work, stream: LiveStream | None) -> int:
