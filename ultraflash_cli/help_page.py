@@ -7,7 +7,7 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["EXAMPLES", "HeadedCommand", "HeadedGroup"]
 
 _HEADINGS = {
-    "Output": "output res downscale save_lr renumber overwrite skip_existing resume temp no_tag html serve "
+    "Output": "output destination res downscale save_lr renumber overwrite skip_existing resume temp no_tag html serve "
     "dry_run json",
     "Picture": "strength detail guard grain match_colors cuts deinterlace crop chroma_shift side_by_side",
     "Selection": "prompts init_clip seconds count start end preview recursive images strict keep_going",
