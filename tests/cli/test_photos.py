@@ -1,7 +1,9 @@
 """Photos through the command, and what only looks like one."""
 
+import io
 import json
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,46 @@ def test_pictures_are_written_as_png_and_jpeg_only(
     one_after_the_other(tmp_path / "a.png")
     assert main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / name)]) == 2
     assert "unknown container; use .mp4" in capsys.readouterr().err
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif", ".tif", ".bmp", ".gif", ".ppm"])
+def test_a_photo_from_stdin_is_one(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tagged = suffix in (".jpg", ".png", ".webp", ".avif")
+    if tagged:
+        photo(tmp_path / f"a{suffix}")
+    else:
+        pictures()[0].save(tmp_path / f"a{suffix}")
+    outputs = tmp_path / "file.png", tmp_path / "stdin.png"
+    assert main(["upscale", str(tmp_path / f"a{suffix}"), "-o", str(outputs[0]), "--res", "2x", "-q"]) == 0
+    pipe_in(monkeypatch, (tmp_path / f"a{suffix}").read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    (tmp_path / "temp").mkdir()
+    capsys.readouterr()
+    assert main(["upscale", "-", "-o", str(outputs[1]), "--res", "2x"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"- -> {outputs[1]}: 64x48 to ") and "stdin cannot" not in said
+    with Image.open(outputs[0]) as of_file, Image.open(outputs[1]) as of_pipe:
+        assert np.array_equal(np.asarray(of_file), np.asarray(of_pipe))
+    assert tags_of(outputs[0]) == tags_of(outputs[1]) and (tags_of(outputs[1])["maker"] == "Maker") == tagged
+    assert not list((tmp_path / "temp").iterdir())
+
+
+def test_several_pictures_from_stdin_are_a_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_after_the_other(tmp_path / "a.png")
+    pipe_in(monkeypatch, (tmp_path / "a.png").read_bytes())
+    assert main(["upscale", "-", "-o", str(tmp_path / "out.png"), "--res", "2x"]) == 2
+    assert "out.png is a single image, but a clip has many frames" in capsys.readouterr().err
+    pipe_in(monkeypatch, (tmp_path / "a.png").read_bytes())
+    assert main(["upscale", "-", "-o", str(tmp_path / "out.mkv"), "--res", "2x", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["frames_out"] == 2
 
 
 def test_a_frame_rate_does_nothing_for_a_photo_and_makes_a_clip_of_it_where_one_is_asked_for(

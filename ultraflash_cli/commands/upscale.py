@@ -1,7 +1,8 @@
 """`ultraflash upscale`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -144,7 +145,7 @@ def upscale(
     def job_of(source: Path, below: Path) -> UpscaleJob:
         return UpscaleJob(
             source=source,
-            pipe=_stdin() if from_stdin else None,
+            pipe=pipe,
             output=None if into_folder or to_stream else output,
             folder=output / below if output is not None and into_folder else None,
             stdout=sink,
@@ -180,6 +181,7 @@ def upscale(
         opened_sink(output, console, dry_run=dry_run) as sink,
         opened_show(serve, console, dry_run=dry_run) as show,
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
+        _stdin(options.temp) if from_stdin else nullcontext() as pipe,
     ):
         jobs = (job_of(clip.source, clip.below) for clip in readable)
         if crew is not None and not dry_run:
@@ -212,10 +214,14 @@ def upscale(
         show_outcomes(console, outcomes, count=len(clips), is_batch=is_batch, keep_going=keep_going, json=json)
 
 
-def _stdin() -> "Pipe":
+@contextmanager
+def _stdin(temp: Path | None) -> "Generator[Pipe]":
     from ultraflash_cli.video.pipe import Pipe
+    from ultraflash_cli.video.piped_photo import kept_photo
 
     stream = standard_input("a clip")
     if stream.isatty():
         raise UsageError("'-' reads a clip from a pipe, but stdin is the terminal; pipe a clip into it or name a file")
-    return Pipe(stream)
+    pipe = Pipe(stream)
+    with kept_photo(pipe, temp):
+        yield pipe

@@ -50,13 +50,18 @@ class Pipe:
         """The spool file, once the stream has been read to its end."""
         return self._spool if self._ended else None
 
+    def head(self, size: int) -> bytes:
+        """Return the first ``size`` bytes, or fewer at the end; they are read again
+        later."""
+        assert not self._dropped, "the head is asked for before the frames are read"
+        while self._length < size and not self._ended:
+            self._take(size - self._length)
+        return self._recorded(0, size)
+
     def head_digest(self) -> str:
         """SHA-256 of the first 65,536 bytes: the only identification of a pipe's
         content available in advance."""
-        assert not self._dropped, "the head is asked for before the frames are read"
-        while self._length < _HEAD_BYTES and not self._ended:
-            self._take(_HEAD_BYTES - self._length)
-        return hashlib.sha256(self._recorded(0, _HEAD_BYTES)).hexdigest()
+        return hashlib.sha256(self.head(_HEAD_BYTES)).hexdigest()
 
     def spool_to(self, path: Path) -> None:
         """Keep the whole stream in a new file at ``path``, which the caller removes.

@@ -36,18 +36,19 @@ __all__ = [
 ]
 
 _HEAD_BYTES = 1 << 20
+_MAGIC_BYTES = 12
 _PLAYLISTS = frozenset({".m3u", ".m3u8", ".mpd", ".pls"})
 
 
 def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction | None) -> "Source":
-    """Return the input to read: `pipe` if there is one, else the one at `path`. With
-    `images`, a folder is an image sequence at `rate` frames per second. Raises
-    InputError.
+    """Return the input to read: `pipe` if there is one, or the file that keeps all of
+    it, else the input at `path`. With `images`, a folder is an image sequence at `rate`
+    frames per second. Raises InputError.
     """
     from ultraflash_cli.video.sequence import SEQUENCE_RATE, find_sequence, is_pattern
 
     if pipe is not None:
-        return pipe
+        return pipe.whole_file or pipe
     try:
         if is_pattern(path) or (images and path.is_dir()):
             return find_sequence(path, rate=Fraction(rate) if rate is not None else SEQUENCE_RATE)
@@ -85,10 +86,16 @@ def is_photo(info: "ClipInfo") -> bool:
     """Return whether a file is a single picture, whatever its name; animations have names
     like those of pictures, too, and so have several pictures written one after the
     other."""
+    from ultraflash_cli.video.piped_photo import is_lone_picture
+
     if not isinstance(info.source, Path):
         return False
     if may_be_photo(info.source) and (info.container == "image2" or info.frame_count_estimate == 1):
         return True
+    if info.frame_count_estimate == 1:
+        with info.source.open("rb") as file:
+            if is_lone_picture(file.read(_MAGIC_BYTES)):
+                return True
     # A packet of GIF may hold several pictures, which are counted when it is opened.
     is_still = info.container == "gif" and info.frame_count_estimate == 1
     return (is_still or info.container.endswith("_pipe")) and _pictures_up_to(2, info) == 1

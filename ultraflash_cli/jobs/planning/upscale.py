@@ -166,16 +166,17 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     is not checked. Raises UsageError (an impossible target, options that the encoder
     rejects, an output that exists), InputError, OutputError.
     """
+    from ultraflash_cli.video.encode import check_encoder
+    from ultraflash_cli.video.probe import probe, surveyed
+    from ultraflash_cli.video.sequence import ImageSequence
+
     check_address_space()
     source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
     named = followed(job.output) if job.output is not None else None
     if to_write:
         check_temp(job.temp)
     if to_write and named is not None:
-        _check_target(named, job, source, single=isinstance(source, Path))
-
-    from ultraflash_cli.video.encode import check_encoder
-    from ultraflash_cli.video.probe import probe, surveyed
+        _check_target(named, job, source, single=not isinstance(source, ImageSequence))
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
     photo = is_photo(info)

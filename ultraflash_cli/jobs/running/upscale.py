@@ -41,6 +41,7 @@ from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.live import Streamed, stream_clip
 from ultraflash_cli.video.photos import photo_data
+from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.segment import SegmentWriter
 from ultraflash_cli.video.segment_file import SegmentFile, SegmentSink
 from ultraflash_cli.video.sequence import ImageSequence
@@ -103,7 +104,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             self.first_frame, self.total_frames = span.first, span.end
         self._spools = job.pipe is not None and job.temp is not None and bool(prepared.streams.copied)
         """Whether the input is a pipe that must supply more than the picture."""
-        self.can_retry = job.pipe is None or self._spools
+        self.can_retry = job.pipe is None or self._spools or isinstance(prepared.info.source, Path)
         self._head = file_head(prepared.info.source)
 
     def planned(self) -> Planned:
@@ -200,7 +201,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             check_space(work.place, joined)
 
     def note(self, work: Work) -> str | None:
-        if self.prepared.job.pipe is not None and self.prepared.job.resume:
+        if isinstance(self.prepared.info.source, Pipe) and self.prepared.job.resume:
             return f"{self.label}: stdin cannot be read twice, so this run cannot be resumed"
         return work.note
 

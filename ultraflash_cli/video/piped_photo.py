@@ -1,0 +1,67 @@
+"""A photo that comes through a pipe: recognised, and kept in a file, as it is read more
+than once."""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from av.error import FFmpegError
+
+from ultraflash_cli.errors import InputError, OutputError
+from ultraflash_cli.video.jpeg import JPEG_HEAD
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.source import open_input
+from ultraflash_cli.video.tiff import TIFF_HEADS
+
+__all__ = ["is_lone_picture", "kept_photo"]
+
+_STREAMED = (
+    *(JPEG_HEAD, b"\x89PNG", b"GIF8", b"BM", b"DPX", b"SDPX", b"XPDS", b"qoif", b"\x76\x2f\x31\x01"),
+    *(b"\xff\x0a", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7"),
+)
+"""Starts of formats of which one picture may follow another, as ``ffmpeg -f image2pipe``
+writes them."""
+_BRANDS = (b"avif", b"heic", b"heix", b"mif1")
+_BOXES = (b"JXL ", b"jP  ")
+_HEAD_BYTES = 12
+
+
+@contextmanager
+def kept_photo(pipe: Pipe, temp: Path | None) -> Generator[None]:
+    """Keep what comes through ``pipe`` in a file in ``temp``, or in the system's folder,
+    for the duration of the block, if it is one picture; ``pipe.whole_file`` is that
+    file. Raises ``InputError``, ``OutputError``."""
+    if not _is_picture(pipe):
+        yield
+        return
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ultraflash-", dir=temp if temp and temp.is_dir() else None)
+    except OSError as error:
+        raise OutputError(f"{pipe.name}: {error.strerror}; choose a folder for its copy with --temp-dir") from error
+    with folder as kept:
+        # Messages name the file as the pipe.
+        pipe.spool_to(Path(kept, pipe.name))
+        pipe.read_to_end()
+        yield
+
+
+def is_lone_picture(head: bytes) -> bool:
+    """Return whether a file that starts with ``head`` is a picture of a format of which
+    none follows another: TIFF, AVIF, HEIC, JPEG XL or JPEG 2000."""
+    return head[:4] in TIFF_HEADS or head[4:8] in _BOXES or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
+
+
+def _is_picture(pipe: Pipe) -> bool:
+    head = pipe.head(_HEAD_BYTES)
+    if is_lone_picture(head):
+        return True
+    if not head.startswith(_STREAMED) and not (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return False
+    try:
+        with open_input(pipe) as container:
+            packets = (packet for packet in container.demux(video=0) if packet.size)
+            return sum(1 for _ in islice(packets, 2)) == 1
+    except (InputError, FFmpegError):
+        return False  # the message comes later
