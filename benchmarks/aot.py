@@ -31,6 +31,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.machine_code import hot_loop, split_loop
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
+from ultraflash_kernels.fp8_linear import Fp8Rows
 
 __all__ = ["CASES", "EIGHT_BITS", "HOPPER", "HOT", "TABLE", "TARGETS", "compare", "main", "measure"]
 
@@ -71,15 +72,24 @@ def attention(
     forward(new, new, new, lists, *remembered, fill, GRID if tokens == 128 else ())
 
 
-def attention_fp8(*, width: int = 128, tokens: int = 128) -> None:
-    """Launch quantisation and block-sparse attention in 8 bits of a group of the 2K stage."""
+def attention_fp8(*, width: int = 128, tokens: int = 128, ring: bool = True) -> None:
+    """Launch block-sparse attention in 8 bits of a group of the 2K stage."""
     from ultraflash_kernels.block_sparse_attention import kernel_fp8
 
-    new = blocks(torch.bfloat16, width=width, tokens=tokens)
-    old = torch.empty((1, 12, 720, tokens, width), dtype=torch.bfloat16, device="meta")
+    rows = small_rows(tokens, width)
+    turned, fill = small_rows(width, tokens, turned=True), 720 if ring else 0
     starts, chosen, order = (on_meta(size, dtype=torch.int32) for size in (12 * 720 + 1, 1 << 22, 12 * 720))
-    lists = BlockLists(starts, chosen, order, (1, 12, 720, 1440))
-    kernel_fp8.forward(new, new, new, lists, old, old, 720, GRID if tokens == 128 else ())
+    lists = BlockLists(starts, chosen, order, (1, 12, 720, fill + 720))
+    remembered = (rows, turned) if ring else None
+    grid = GRID if tokens == 128 else ()
+    kernel_fp8.forward(rows, rows, turned, lists, remembered, fill, grid, torch.bfloat16)
+
+
+def small_rows(rows: int, cols: int, *, turned: bool = False) -> Fp8Rows:
+    """Return rows of the blocks of a group of the 2K stage in 8 bits."""
+    step = (1, cols) if turned else (rows, 1)
+    values = on_meta(1, 12, 720, rows, cols, dtype=torch.float8_e4m3fn)
+    return Fp8Rows(values, on_meta(1, 12, 720, *step, dtype=torch.float32))
 
 
 def choice(dtype: torch.dtype) -> None:
@@ -141,15 +151,20 @@ def turned() -> None:
     kernel.forward(x, x, x, weight, weight, turns, (22, 21, 21), size, size, (2, 8, 8), 1e-6, (out, out, out))
 
 
-def turned_blocks() -> None:
-    """Launch norm, rotation, scatter and means of a group of the 2K stage, without padding."""
+def turned_blocks(*, small: bool = False) -> None:
+    """Launch norm, rotation, scatter and means of a group of the 2K stage, without
+    padding, to 8 bits if ``small``."""
     from ultraflash_kernels.rms_norm_rope import kernel_blocks
 
     size, block = GRID[:3], GRID[3:]
     x, weight, turns = on_meta(1, 84240, 1536), on_meta(1536), on_meta(5298, 2, dtype=torch.float32)
     out, mean = on_meta(1, 12, 720, 128, 128), on_meta(1, 12, 720, 128)
     given = (x, x, x, weight, weight, turns, (22, 21, 21), size, size, block, 1e-6)
-    kernel_blocks.forward(*given, (out, out, out), (mean, mean))
+    if small:
+        values, scales = small_rows(128, 128)
+        kernel_blocks.forward(*given, (values, values, values), (mean, mean), (scales, scales, scales))
+    else:
+        kernel_blocks.forward(*given, (out, out, out), (mean, mean))
 
 
 def converted(dtype: torch.dtype, bits: int, *, last: bool) -> None:
@@ -203,6 +218,7 @@ CASES: dict[str, Callable[[], None]] = {
     "block_sparse_attention_hopper, bf16, ring": lambda: attention(torch.bfloat16, hopper=True),
     "block_sparse_attention_hopper, fp16": lambda: attention(torch.float16, ring=False, hopper=True),
     "block_sparse_attention_fp8, bf16, head 128, ring": attention_fp8,
+    "block_sparse_attention_fp8, bf16, head 128": lambda: attention_fp8(ring=False),
     "block_sparse_attention_fp8, bf16, head 32, 32 tokens, ring": lambda: attention_fp8(width=32, tokens=32),
     "block_topk, bf16": lambda: choice(torch.bfloat16),
     "block_topk, fp32": lambda: choice(torch.float32),
@@ -216,6 +232,7 @@ CASES: dict[str, Callable[[], None]] = {
     "rms_norm, bf16, 1536": normed,
     "rms_norm_rope, bf16, 12 heads of 128": turned,
     "rms_norm_rope_means, bf16, 12 heads of 128": turned_blocks,
+    "rms_norm_rope_means_fp8, bf16, 12 heads of 128": lambda: turned_blocks(small=True),
     "frames_to_yuv, fp16 planes to 8 bits": lambda: converted(torch.float16, 8, last=False),
     "frames_to_yuv, fp16 channels last to 8 bits": lambda: converted(torch.float16, 8, last=True),
     "frames_to_yuv, fp32 planes to 10 bits": lambda: converted(torch.float32, 10, last=False),
@@ -244,9 +261,10 @@ EIGHT_BITS = (
     "block_sparse_attention_fp8",
     "quantise_rows",
     "residual_norm_fp8",
+    "rms_norm_rope_means_fp8",
 )
-"""Prefixes of the names of kernels that write float8_e4m3fn, which targets before 89 do
-not support."""
+"""Prefixes of the names of kernels that read or write float8_e4m3fn, which targets
+before 89 do not support."""
 
 
 NARROWEST_PRODUCT = 64

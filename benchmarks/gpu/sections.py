@@ -110,11 +110,11 @@ def correct(here: Here) -> dict[str, Any]:
     from ultraflash_cli.engine.layers.rope import rotation_tables
     from ultraflash_kernels.adaln_modulate import adaln_modulate, gated_residual, residual_norm
     from ultraflash_kernels.block_lists import BlockRule
-    from ultraflash_kernels.block_sparse_attention import block_list_attention
+    from ultraflash_kernels.block_sparse_attention import block_list_attention, block_list_attention_fp8
     from ultraflash_kernels.block_topk import block_means, choose_blocks
     from ultraflash_kernels.fp8_linear import quantise_rows
     from ultraflash_kernels.rms_norm import rms_norm
-    from ultraflash_kernels.rms_norm_rope import rms_norm_rope_means
+    from ultraflash_kernels.rms_norm_rope import rms_norm_rope_means, rms_norm_rope_means_fp8
 
     torch.backends.cudnn.allow_tf32 = False
     size, block, heads, head = ((2, 4, 4), (2, 2, 2), 2, 16) if here.dry else ((6, 60, 104), (2, 8, 8), 12, 128)
@@ -158,15 +158,30 @@ def correct(here: Here) -> dict[str, Any]:
 
     here.tried(found, "choice", chosen)
     lists = choose_blocks(q_mean, means, rule, impl=here.fast)
-    for fp8 in (False, True):
-        for shapes in ({}, {"size": size, "block": block}):
+    fill = ring[0].shape[2]
+    small_q, small_k, small_ring_k = (quantise_rows(each) for each in (q, k, ring[0]))
+    small_v, small_ring_v = (quantise_rows(each).turned() for each in (v, ring[1]))
+    for shapes in ({}, {"size": size, "block": block}):
 
-            def attended(impl: Impl, fp8: bool = fp8, shapes: Mapping[str, Any] = shapes) -> Tensor:
-                fill = ring[0].shape[2]
-                return block_list_attention(q, k, v, lists, ring=ring, fill=fill, fp8=fp8, impl=impl, **shapes)
+        def attended(impl: Impl, shapes: Mapping[str, Any] = shapes) -> Tensor:
+            return block_list_attention(q, k, v, lists, ring=ring, fill=fill, impl=impl, **shapes)
 
-            name = f"attention, fp8 {fp8}, {'no padding' if shapes else 'padding'}"
-            here.tried(found, name, lambda attended=attended: _off(*both(attended)))
+        def attended_fp8(impl: Impl, shapes: Mapping[str, Any] = shapes) -> Tensor:
+            small = (small_q, small_k, small_v, lists)
+            old, dtype = (small_ring_k, small_ring_v), here.dtype
+            return block_list_attention_fp8(*small, ring=old, fill=fill, dtype=dtype, impl=impl, **shapes)
+
+        for name, call in (("False", attended), ("True", attended_fp8)):
+            name = f"attention, fp8 {name}, {'no padding' if shapes else 'padding'}"
+            here.tried(found, name, lambda call=call: _off(*both(call)))
+
+    def turned_fp8(impl: Impl) -> list[Tensor]:
+        given = (x, y, z, weight[0], weight[1], tables)
+        *rows, q_mean, k_mean = rms_norm_rope_means_fp8(*given, size=size, block=block, impl=impl)
+        return [each.wide(torch.float32) for each in rows] + [q_mean, k_mean]
+
+    name = "norm and rotation to 8 bits, means"
+    here.tried(found, name, lambda: [_off(a, b) for a, b in zip(*both(turned_fp8), strict=True)])
 
     def quantised(impl: Impl) -> Tensor:
         return quantise_rows(x, impl=impl).values.float()
@@ -180,9 +195,10 @@ def attention(here: Here) -> dict[str, Any]:
     lists: TFLOP/s."""
     if here.dry:
         return {"skipped": "cuts are for a GPU"}
-    from ultraflash_kernels.block_sparse_attention import block_list_attention, kernel
+    from ultraflash_kernels.block_sparse_attention import block_list_attention, block_list_attention_fp8, kernel
     from ultraflash_kernels.block_sparse_attention.bench import RULES, flexible_mask
     from ultraflash_kernels.block_topk import choose_blocks
+    from ultraflash_kernels.fp8_linear import quantise_rows
 
     found: dict[str, Any] = {}
     cuts = {"128x128, 3 stages": (128, 128, 8, 3), "128x128, 5 stages": (128, 128, 8, 5)}
@@ -197,14 +213,20 @@ def attention(here: Here) -> dict[str, Any]:
         counts = lists.starts.diff().float()
         found[f"{size}, blocks a row"] = [float(counts.min()), float(counts.mean()), float(counts.max())]
 
-        def rate(fp8: bool = False, given: Any = (q, k, v, lists), ring: Any = (old_k, old_v)) -> float:
-            call = lambda: block_list_attention(*given, ring=ring, fill=fill, fp8=fp8)  # noqa: B023, E731
+        def rate(given: Any = (q, k, v, lists), ring: Any = (old_k, old_v)) -> float:
+            call = lambda: block_list_attention(*given, ring=ring, fill=fill)  # noqa: B023, E731
+            return flops / here.median_ms(call) / 1e9  # noqa: B023
+
+        def rate_fp8(given: Any = (q, k, v, old_k, old_v), lists: Any = lists) -> float:
+            rows = [quantise_rows(each) for each in given]
+            small, old = (rows[0], rows[1], rows[2].turned(), lists), (rows[3], rows[4].turned())
+            call = lambda: block_list_attention_fp8(*small, ring=old, fill=fill)  # noqa: B023, E731
             return flops / here.median_ms(call) / 1e9  # noqa: B023
 
         for name, cut in cuts.items():
             with mock.patch.object(kernel, "tiles", lambda *_, cut=cut: kernel.Tiles(*cut)):
                 here.tried(found, f"{size}, {name}", rate)
-        here.tried(found, f"{size}, fp8", lambda rate=rate: rate(True))
+        here.tried(found, f"{size}, fp8", rate_fp8)
         if size == "1K":  # compiling takes long
             from torch.nn.attention.flex_attention import flex_attention
 

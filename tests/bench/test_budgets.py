@@ -19,8 +19,8 @@ BUDGETS = {
     "upsampler 2k": (72, 9.6, 2.4),
     "SR transformer 1k": (645, 193, 72.5),
     "SR transformer 2k": (645, 432, 163),
-    "SR transformer 1k fp8": (735, 205, 108),
-    "SR transformer 2k fp8": (735, 461, 243),
+    "SR transformer 1k fp8": (735, 191, 102.5),
+    "SR transformer 2k fp8": (735, 428, 230),
     "decoder 1k": (186, 64, 20),
     "decoder 2k": (279, 145, 45),
 }

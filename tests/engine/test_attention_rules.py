@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultraflash_cli.engine.cache import KvRing, with_spares, without_spares
+from ultraflash_cli.engine.cache import KvBlocks, KvRing, with_spares, without_spares
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, key_budget, window_blocks
 from ultraflash_cli.engine.stage import as_tensor, state_from_tensors, state_leaves
@@ -97,23 +97,24 @@ def test_a_paired_ring_turns_where_a_group_replaces_all_and_saves_what_is_in_use
         beside = ring.beside(3)
         assert beside is not None
         new = torch.arange(first, first + 3).view(1, 1, 3, 1, 1)
-        for slot, value in zip(beside, (new, -new), strict=True):
-            slot.copy_(value)
+        beside.k.copy_(new)
+        beside.v.copy_(-new)
         before = ring.in_use[0].clone()
         ring = ring.turn(new[..., 0])
         after = ring.beside(3)
         assert after is not None and torch.equal(after[0], before), "what was remembered is whole until then"
-        assert [x.flatten().tolist() for x in ring.in_use] == [new.flatten().tolist(), (-new).flatten().tolist()]
+        found = ring.in_use
+        assert [x.flatten().tolist() for x in (found.k, found.v)] == [x.flatten().tolist() for x in (new, -new)]
     assert ring.half == 1 and ring.fill == 3
-    ring = ring.push(
-        torch.full((1, 1, 1, 1, 1), 9.0), torch.full((1, 1, 1, 1, 1), -9.0), 3, torch.full((1, 1, 1, 1), 9.0)
-    )
+    nine = torch.full((1, 1, 1, 1, 1), 9.0)
+    ring = ring.push(KvBlocks(nine, -nine), 3, nine[..., 0])
     assert ring.in_use[0].flatten().tolist() == [7, 8, 9]
     means = ring.k_mean
     assert means is not None and means.flatten().tolist() == [7, 8, 9]
 
     saved = without_spares(state_leaves((ring,)))
-    assert saved.keys() == {"0.k", "0.v", "0.fill", "0.half", "0.k_mean"} and saved["0.half"] == 0
+    kept = {name for name, leaf in saved.items() if leaf is not None}
+    assert kept == {"0.k", "0.v", "0.fill", "0.half", "0.k_mean"} and saved["0.half"] == 0
     tensors = {name: as_tensor(leaf) for name, leaf in saved.items() if leaf is not None}
     fresh = (KvRing.empty((1, 1, 3, 1, 1), dtype=torch.float32, device=cpu, paired=True),)
     (back,) = state_from_tensors(fresh, with_spares(tensors, state_leaves(fresh)))

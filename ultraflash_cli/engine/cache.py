@@ -3,35 +3,101 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.stage import Counter, Leaf
+from ultraflash_kernels.fp8_linear import Fp8Rows
 
-__all__ = ["KvRing", "WindowRing", "with_spares", "without_spares"]
+__all__ = ["KvBlocks", "KvRing", "WindowRing", "with_spares", "without_spares"]
+
+
+class KvBlocks(NamedTuple):
+    """Blocks of keys and values; axis 2 of every tensor is the block.
+
+    In 8 bits every token of every head has a scale, and values are stored with their
+    tokens last, as the attention kernel reads them.
+    """
+
+    k: Tensor
+    """``[B, heads, blocks, block tokens, D]``."""
+    v: Tensor
+    """Likewise, but in 8 bits ``[B, heads, blocks, D, block tokens]``."""
+    k_scales: Tensor | None = None
+    """``[B, heads, blocks, block tokens, 1]``; None unless in 8 bits."""
+    v_scales: Tensor | None = None
+    """``[B, heads, blocks, 1, block tokens]``; None unless in 8 bits."""
+
+    @classmethod
+    def empty(
+        cls,
+        shape: tuple[int, int, int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        fp8: bool = False,
+    ) -> "KvBlocks":
+        """Return zeros for blocks of shape ``[B, heads, blocks, block tokens, D]``, in
+        ``dtype`` or in 8 bits."""
+        outer, tokens, width = shape[:3], *shape[3:]
+
+        def zeros(*inner: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros((*outer, *inner), dtype=dtype, device=device)
+
+        if not fp8:
+            return cls(zeros(tokens, width, dtype=dtype), zeros(tokens, width, dtype=dtype))
+        return cls(
+            zeros(tokens, width, dtype=torch.float8_e4m3fn),
+            zeros(width, tokens, dtype=torch.float8_e4m3fn),
+            zeros(tokens, 1, dtype=torch.float32),
+            zeros(1, tokens, dtype=torch.float32),
+        )
+
+    @property
+    def rows(self) -> tuple[Fp8Rows, Fp8Rows]:
+        """Keys, and values with their tokens last, in 8 bits."""
+        assert self.k_scales is not None and self.v_scales is not None, (
+            "only blocks in 8 bits have scales"
+        )
+        return Fp8Rows(self.k, self.k_scales), Fp8Rows(self.v, self.v_scales)
+
+    def part(self, start: int, end: int) -> "KvBlocks":
+        """Return views of blocks ``start`` to ``end`` - 1."""
+        return KvBlocks(
+            self.k[:, :, start:end],
+            self.v[:, :, start:end],
+            None if self.k_scales is None else self.k_scales[:, :, start:end],
+            None if self.v_scales is None else self.v_scales[:, :, start:end],
+        )
 
 
 @dataclass(frozen=True)
 class KvRing:
     """The latest blocks of keys and values, oldest first, in preallocated buffers.
 
-    ``k`` and ``v`` are ``[B, heads, capacity, block tokens, D]``; the first ``fill``
-    blocks are in use, the rest is zero or stale. A paired ring has two pairs of
-    buffers: a group that replaces the whole cache writes into the unused pair, so
-    nothing is copied.
+    ``k`` and ``v`` are ``[B, heads, capacity, block tokens, D]``, in 8 bits with scales
+    and values as in ``KvBlocks``; the first ``fill`` blocks are in use, the rest is
+    zero or stale. A paired ring has two sets of buffers: a group that replaces the
+    whole cache writes into the unused set, so nothing is copied.
     """
 
     k: Tensor
     v: Tensor
     fill: int
     half: int = 0
-    """Index of the pair of buffers in use: ``k`` and ``v``, or the spare one."""
+    """Index of the set of buffers in use: ``k`` and ``v``, or the spare one."""
     k_odd: Tensor | None = None
     v_odd: Tensor | None = None
     k_mean: Tensor | None = None
-    """Mean keys of the cached blocks, ``[B, heads, capacity, D]``; None if not
-    needed."""
+    """Mean keys of the cached blocks, before any rounding to 8 bits, ``[B, heads,
+    capacity, D]``; None if not needed."""
+    k_scales: Tensor | None = None
+    """Scales of ``k``; None unless the ring is in 8 bits. Likewise the next three."""
+    v_scales: Tensor | None = None
+    k_scales_odd: Tensor | None = None
+    v_scales_odd: Tensor | None = None
 
     @classmethod
     def empty(
@@ -42,31 +108,47 @@ class KvRing:
         device: torch.device,
         paired: bool = False,
         mean_dtype: torch.dtype = torch.float32,
+        fp8: bool = False,
     ) -> "KvRing":
-        """Return an empty ring of shape ``[B, heads, capacity, block tokens, D]``."""
+        """Return an empty ring of shape ``[B, heads, capacity, block tokens, D]``, in
+        ``dtype`` or in 8 bits."""
 
-        def buffer() -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
+        def buffers() -> KvBlocks:
+            return KvBlocks.empty(shape, dtype=dtype, device=device, fp8=fp8)
 
+        means = None
+        if paired or fp8:
+            means = torch.zeros((*shape[:3], shape[4]), dtype=mean_dtype, device=device)
+        k, v, k_scales, v_scales = buffers()
+        ring = cls(k, v, 0, k_mean=means, k_scales=k_scales, v_scales=v_scales)
         if not paired:
-            return cls(buffer(), buffer(), 0)
-        means = torch.zeros((*shape[:3], shape[4]), dtype=mean_dtype, device=device)
-        return cls(buffer(), buffer(), 0, 0, buffer(), buffer(), means)
+            return ring
+        k, v, k_scales, v_scales = buffers()
+        return dataclasses.replace(
+            ring, k_odd=k, v_odd=v, k_scales_odd=k_scales, v_scales_odd=v_scales
+        )
 
     @property
-    def in_use(self) -> tuple[Tensor, Tensor]:
-        """The pair of buffers in use."""
-        if self.half and self.k_odd is not None and self.v_odd is not None:
-            return self.k_odd, self.v_odd
-        return self.k, self.v
+    def in_use(self) -> KvBlocks:
+        """The set of buffers in use."""
+        even, odd = self._sets
+        return odd if self.half and odd is not None else even
 
-    def beside(self, blocks: int) -> tuple[Tensor, Tensor] | None:
-        """Return buffers ``[B, heads, blocks, block tokens, D]`` for new keys and
-        values, separate from the cached ones; None if there is no room."""
-        if self.k_odd is None or self.v_odd is None or blocks > self.k.shape[2]:
+    @property
+    def _sets(self) -> tuple[KvBlocks, KvBlocks | None]:
+        even = KvBlocks(self.k, self.v, self.k_scales, self.v_scales)
+        if self.k_odd is None or self.v_odd is None:
+            return even, None
+        odd = KvBlocks(self.k_odd, self.v_odd, self.k_scales_odd, self.v_scales_odd)
+        return even, odd
+
+    def beside(self, blocks: int) -> KvBlocks | None:
+        """Return buffers for ``blocks`` new blocks, separate from the cached ones; None
+        if there is no room."""
+        even, odd = self._sets
+        if odd is None or blocks > self.k.shape[2]:
             return None
-        k, v = (self.k, self.v) if self.half else (self.k_odd, self.v_odd)
-        return k[:, :, :blocks], v[:, :, :blocks]
+        return (even if self.half else odd).part(0, blocks)
 
     def turn(self, k_mean: Tensor) -> "KvRing":
         """Return the ring with only the blocks written to the buffers of ``beside``,
@@ -77,7 +159,8 @@ class KvRing:
         return dataclasses.replace(self, fill=blocks, half=1 - self.half)
 
     def join(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cached blocks followed by the new ones."""
+        """Return the cached blocks followed by the new ones, which are not in 8
+        bits."""
         if self.fill == 0:
             return k, v
         return torch.cat([self.k[:, :, : self.fill], k], dim=2), torch.cat(
@@ -104,29 +187,29 @@ class KvRing:
         self.v[:, :, :fill].copy_(v)
         return KvRing(self.k, self.v, fill)
 
-    def push(
-        self, k: Tensor, v: Tensor, blocks: int, k_mean: Tensor | None = None
-    ) -> "KvRing":
-        """Return the ring with the last ``blocks`` of its own and the new ones; reuses
-        its buffers. Equivalent to ``keep`` after ``join``, without the copy. ``blocks``
+    def push(self, blocks: KvBlocks, most: int, k_mean: Tensor | None = None) -> "KvRing":
+        """Return the ring with the last ``most`` of its own and the new blocks; reuses
+        its buffers. Equivalent to ``keep`` after ``join``, without the copy. ``most``
         must not exceed the capacity. ``k_mean`` are the means of the new blocks of
         keys.
         """
-        fill = min(blocks, self.fill + k.shape[2])
+        count = blocks.k.shape[2]
+        fill = min(most, self.fill + count)
         assert fill <= self.k.shape[2], (
             "the ring is made for the longest memory of the schedule"
         )
-        new = min(fill, k.shape[2])
+        new = min(fill, count)
         old = fill - new
-        k_buffer, v_buffer = self.in_use
-        pairs = [(k_buffer, k), (v_buffer, v)]
+        pairs = [*zip(self.in_use, blocks, strict=True)]
         if self.k_mean is not None:
             assert k_mean is not None, "a ring that knows its means goes on knowing them"
             pairs.append((self.k_mean, k_mean))
-        for buffer, blocks_new in pairs:
+        for buffer, added in pairs:
+            if buffer is None or added is None:
+                continue
             if old and self.fill > old:
                 buffer[:, :, :old] = buffer[:, :, self.fill - old : self.fill].clone()
-            buffer[:, :, old:fill].copy_(blocks_new[:, :, k.shape[2] - new :])
+            buffer[:, :, old:fill].copy_(added[:, :, count - new :])
         return dataclasses.replace(self, fill=fill)
 
 
@@ -137,7 +220,7 @@ def without_spares(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
         ring, _, field = name.rpartition(".")
         if field != "half":
             continue
-        odd = {each: kept.pop(f"{ring}.{each}_odd") for each in ("k", "v")}
+        odd = {each: kept.pop(f"{ring}.{each}_odd") for each in KvBlocks._fields}
         if leaves[name]:
             kept |= {f"{ring}.{each}": leaf for each, leaf in odd.items()}
         kept[name] = 0
@@ -151,7 +234,7 @@ def with_spares(kept: Mapping[str, Tensor], fresh: Mapping[str, Leaf]) -> dict[s
         ring, _, field = name.rpartition(".")
         if name in kept or not isinstance(leaf, Tensor):
             continue
-        if field in ("k_odd", "v_odd"):
+        if field in [f"{each}_odd" for each in KvBlocks._fields]:
             whole[name] = leaf
         elif field == "k_mean":
             whole[name] = kept[f"{ring}.k"].float().mean(dim=3).to(leaf.dtype)

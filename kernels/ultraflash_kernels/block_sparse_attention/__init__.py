@@ -4,5 +4,10 @@ from ultraflash_kernels.block_sparse_attention.op import (
     block_list_attention,
     block_sparse_attention,
 )
+from ultraflash_kernels.block_sparse_attention.op_fp8 import block_list_attention_fp8
 
-__all__ = ["block_list_attention", "block_sparse_attention"]
+__all__ = [
+    "block_list_attention",
+    "block_list_attention_fp8",
+    "block_sparse_attention",
+]

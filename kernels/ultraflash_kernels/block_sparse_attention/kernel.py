@@ -255,14 +255,17 @@ def block_sizes(grid: Sequence[int]) -> dict[str, int]:
     return dict(zip(("BLOCK_T", "BLOCK_Y", "BLOCK_X"), grid[3:] or (0, 0, 0), strict=True))
 
 
-def output(q: Tensor, grid: Sequence[int] = ()) -> Tensor:
+def output(
+    q: Tensor, grid: Sequence[int] = (), *, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return an uninitialised tensor of shape ``[B, H, N, T, D]``, stored as
     ``[B, N, T, H, D]``, the layout the next layer reads; with ``grid``,
-    ``[B, H, 1, tokens, D]`` without padding."""
+    ``[B, H, 1, tokens, D]`` without padding. ``dtype`` is that of q if None."""
     samples, heads, blocks, tokens, width = q.shape
     if grid:
         blocks, tokens = 1, tokens_of(grid[:3])
-    return q.new_empty((samples, blocks, tokens, heads, width)).permute(0, 3, 1, 2, 4)
+    out = q.new_empty((samples, blocks, tokens, heads, width), dtype=dtype)
+    return out.permute(0, 3, 1, 2, 4)
 
 
 @on_its_device

@@ -1,5 +1,5 @@
-"""Attention over listed blocks in 8-bit floating point: rows quantised once, both
-matmuls in 8 bits, float32 sums."""
+"""Attention over listed blocks of tokens that are in 8-bit floating point: both matmuls
+in 8 bits, float32 sums."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton allows no annotation but constexpr on a kernel's parameters, and takes options
@@ -23,62 +23,17 @@ from ultraflash_kernels.block_sparse_attention.kernel import (
     softmax_step,
 )
 from ultraflash_kernels.dispatch import capability, on_its_device, power_of_two
-from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
+from ultraflash_kernels.fp8_linear import Fp8Rows
+from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3
 
-__all__ = ["attention_fp8_kernel", "forward", "quantise_blocks", "quantise_blocks_kernel"]
+__all__ = ["attention_fp8_kernel", "forward"]
 
 WEIGHT_UNITS: tl.constexpr = tl.constexpr(256.0)
 """Factor on weights before rounding to 8 bits, so that small ones do not underflow."""
 
 
-@triton.jit
-def quantise_blocks_kernel(
-    x,
-    values,
-    scales,
-    heads,
-    out_blocks,
-    first,
-    x_sample,
-    x_head,
-    x_block,
-    x_token,
-    T: tl.constexpr,
-    D: tl.constexpr,
-    BT: tl.constexpr,
-    BD: tl.constexpr,
-    TURNED: tl.constexpr,
-    ON_GPU: tl.constexpr,
-):
-    """Quantise the tokens of block n of ``x [B, H, blocks, T, D]`` to block ``first`` +
-    n of ``values``.
-
-    ``values`` is contiguous ``[B, H, out_blocks, T, D]``, or ``[..., D, T]`` where
-    ``TURNED``.
-    """
-    n = tl.program_id(0).to(tl.int64)
-    row = tl.program_id(1).to(tl.int64)
-    source = x + (row // heads) * x_sample + (row % heads) * x_head + n * x_block
-    token = tl.arange(0, BT)  # [BT]
-    col = tl.arange(0, BD)  # [BD]
-    inside = (token < T)[:, None] & (col < D)[None, :]  # [BT, BD]
-    tile = tl.load(
-        source + token[:, None].to(tl.int64) * x_token + col[None, :],
-        mask=inside,
-        other=0.0,
-    )
-    scaled, scale = to_e4m3(tile.to(tl.float32))
-    scaled = scaled if ON_GPU else rounded_e4m3(scaled)
-    block = row * out_blocks + first + n
-    to = values + block * (T * D)
-    to = to + (
-        col[None, :] * T + token[:, None] if TURNED else token[:, None] * D + col[None, :]
-    )
-    tl.store(to, scaled.to(values.dtype.element_ty), mask=inside)
-    tl.store(scales + block * T + token, scale, mask=token < T)
-
-
-@triton.jit(do_not_specialize=["queries", "keys", "frames"])
+# One program for every group of a clip.
+@triton.jit(do_not_specialize=["queries", "new_blocks", "ring_blocks", "fill", "frames"])
 def attention_fp8_kernel(
     q,
     q_scales,
@@ -86,13 +41,19 @@ def attention_fp8_kernel(
     k_scales,
     v,
     v_scales,
+    ring_k,
+    ring_k_scales,
+    ring_v,
+    ring_v_scales,
     out,
     starts,
     blocks,
     order,
     heads,
     queries,
-    keys,
+    new_blocks,
+    ring_blocks,
+    fill,
     scale,
     o_sample,
     o_head,
@@ -108,6 +69,7 @@ def attention_fp8_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    RING: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -116,9 +78,10 @@ def attention_fp8_kernel(
     """Compute one tile of queries of the next row in ``order``; see
     ``kernel.attention_kernel``.
 
-    ``q``, ``k [B, H, N, T, D]`` and ``v [B, H, N, D, T]`` are contiguous, with a scale
-    for every token. Values of one step share the largest of their scales; the remaining
-    factor of each scale is folded into the weights.
+    Blocks of ``q``, ``k [B, H, N, T, D]`` and ``v [B, H, N, D, T]`` are contiguous,
+    with a scale for every token; the heads of ``k`` and ``v`` are ``new_blocks`` blocks
+    apart, those of the ring ``ring_blocks``. Values of one step share the largest of
+    their scales; the remaining factor of each scale is folded into the weights.
     """
     row = tl.load(order + tl.program_id(0)).to(tl.int64)
     head = row // queries
@@ -141,29 +104,44 @@ def attention_fp8_kernel(
     for at in range(0, total, BN):
         real = at + step < total  # [BN]
         if T % BN == 0:
-            block = head * keys + tl.load(blocks + first + at // T)
+            index = tl.load(blocks + first + at // T)
             inner = tl.multiple_of(at % T, BN)  # otherwise values are read byte by byte
-            place = block * T + (inner + step)  # [BN]
-            value_at = block * (T * D) + (inner + step)
+            inside = inner + step  # [BN]
         else:
             listed = blocks + first + (at + step) // T
-            block = head * keys + tl.load(listed, mask=real, other=0)  # [BN]
-            place = block * T + (at + step) % T
-            value_at = block * (T * D) + (at + step) % T
+            index = tl.load(listed, mask=real, other=0)  # [BN]
+            inside = (at + step) % T
+        if RING:
+            old = index < fill
+            in_ring, in_new = head * ring_blocks + index, head * new_blocks + index - fill
+            block = tl.where(old, in_ring, in_new)
+            k_from = tl.where(old, ring_k, k) + block * (T * D)
+            v_from = tl.where(old, ring_v, v) + block * (T * D)
+            k_scales_from = tl.where(old, ring_k_scales, k_scales) + block * T
+            v_scales_from = tl.where(old, ring_v_scales, v_scales) + block * T
+        else:
+            block = head * new_blocks + index
+            k_from, v_from = k + block * (T * D), v + block * (T * D)
+            k_scales_from, v_scales_from = k_scales + block * T, v_scales + block * T
+        if T % BN == 0:
+            k_at = k_from + inside[:, None] * D + col[None, :]  # [BN, BD]
+            v_at = v_from + inside[None, :] + col[:, None] * T  # [BD, BN]
+        else:
+            k_at = (k_from + inside * D)[:, None] + col[None, :]
+            v_at = (v_from + inside)[None, :] + col[:, None] * T
+
         if T % BN == 0 and D == BD:
-            key = tl.load(k + place[:, None] * D + col[None, :])  # [BN, BD]
-            value = tl.load(v + value_at[None, :] + col[:, None] * T)  # [BD, BN]
-            key_scale = tl.load(k_scales + place)  # [BN]
-            value_scale = tl.load(v_scales + place)
+            key = tl.load(k_at)
+            value = tl.load(v_at)
+            key_scale = tl.load(k_scales_from + inside)  # [BN]
+            value_scale = tl.load(v_scales_from + inside)
         else:
             kv_mask = real[:, None] & (col < D)[None, :]
             v_mask = (col < D)[:, None] & real[None, :]
-            key = tl.load(k + place[:, None] * D + col[None, :], mask=kv_mask, other=0.0)
-            value = tl.load(
-                v + value_at[None, :] + col[:, None] * T, mask=v_mask, other=0.0
-            )
-            key_scale = tl.load(k_scales + place, mask=real, other=0.0)
-            value_scale = tl.load(v_scales + place, mask=real, other=0.0)
+            key = tl.load(k_at, mask=kv_mask, other=0.0)
+            value = tl.load(v_at, mask=v_mask, other=0.0)
+            key_scale = tl.load(k_scales_from + inside, mask=real, other=0.0)
+            value_scale = tl.load(v_scales_from + inside, mask=real, other=0.0)
         qk = tl.dot(query, tl.trans(key)) * query_scale[:, None] * key_scale[None, :]
         if T % BN != 0:
             qk = tl.where(real[None, :], qk, -float("inf"))
@@ -186,90 +164,43 @@ def attention_fp8_kernel(
 
 
 @on_its_device
-def quantise_blocks(
-    parts: Sequence[Tensor], *, turned: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Quantise blocks ``[B, H, N, T, D]`` token by token, joined along N.
-
-    Returns values ``[B, H, N, T, D]``, with the last two axes exchanged where
-    ``turned``, and scales ``[B, H, N, T]``.
-    """
-    samples, heads, _, tokens, width = parts[0].shape
-    blocks = sum(part.shape[2] for part in parts)
-    inner = (width, tokens) if turned else (tokens, width)
-    values = torch.empty(
-        (samples, heads, blocks, *inner), dtype=torch.float8_e4m3fn, device=parts[0].device
-    )
-    scales = torch.empty(
-        (samples, heads, blocks, tokens), dtype=torch.float32, device=parts[0].device
-    )
-
-    first = 0
-    for part in parts:
-        part = part if part.stride(-1) == 1 else part.contiguous()
-        if part.numel():
-            quantise_blocks_kernel[(part.shape[2], samples * heads)](
-                part,
-                values,
-                scales,
-                heads,
-                blocks,
-                first,
-                *part.stride()[:4],
-                T=tokens,
-                D=width,
-                BT=power_of_two(tokens),
-                BD=power_of_two(width),
-                TURNED=turned,
-                ON_GPU=part.device.type != "cpu",
-                num_warps=8,
-                enable_fp_fusion=False,
-            )
-        first += part.shape[2]
-    return values, scales
-
-
-@on_its_device
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Fp8Rows,
+    k: Fp8Rows,
+    v: Fp8Rows,
     lists: BlockLists,
-    ring_k: Tensor | None,
-    ring_v: Tensor | None,
+    ring: tuple[Fp8Rows, Fp8Rows] | None,
     fill: int,
-    grid: Sequence[int] = (),
+    grid: Sequence[int],
+    dtype: torch.dtype,
 ) -> Tensor:
-    """See ``op.block_list_attention`` and ``kernel.forward``; nothing is checked
-    here."""
-    out = output(q, grid)
-    _, heads, queries, tokens, width = q.shape
-    k_parts, v_parts = [k], [v]
-    if ring_k is not None and ring_v is not None and fill > 0:
-        k_parts, v_parts = [ring_k[:, :, :fill], k], [ring_v[:, :, :fill], v]
-    small_q, q_scales = quantise_blocks([q])
-    small_k, k_scales = quantise_blocks(k_parts)
-    small_v, v_scales = quantise_blocks(v_parts, turned=True)
+    """See ``op_fp8.block_list_attention_fp8`` and ``kernel.forward``; nothing is
+    checked here."""
+    _, heads, queries, tokens, width = q.values.shape
+    out = output(q.values, grid, dtype=dtype)
+    old_k, old_v = ring if ring is not None and fill > 0 else (k, v)
+    q = Fp8Rows(*(x.contiguous() for x in q))
 
     tile = max(16, min(128, power_of_two(tokens)))
-    target = capability(q.device)
+    target = capability(out.device)
     wide = max(32, head_columns(target, width))
     roomy = target[0] in (9, 10) and tile == 128 and width > 32  # 12.x would spill
     keys = 128 if roomy else 64
     attention_fp8_kernel[(lists.order.numel(), triton.cdiv(tokens, tile))](
-        small_q,
-        q_scales,
-        small_k,
-        k_scales,
-        small_v,
-        v_scales,
+        *q,
+        *k,
+        *v,
+        *old_k,
+        *old_v,
         out,
         lists.starts,
         lists.blocks,
         lists.order,
         heads,
         queries,
-        fill + k.shape[2],
+        k.values.stride(1) // (tokens * width),
+        old_k.values.stride(1) // (tokens * width),
+        fill,
         math.log2(math.e) / math.sqrt(width),
         *out.stride()[:4],
         *geometry(grid),
@@ -278,8 +209,9 @@ def forward(
         BM=tile,
         BN=keys,
         BD=wide,
+        RING=ring is not None and fill > 0,
         **block_sizes(grid),
-        ON_GPU=q.device.type != "cpu",
+        ON_GPU=out.device.type != "cpu",
         num_warps=8 if tile == 128 else 4,
         num_stages=5,
     )

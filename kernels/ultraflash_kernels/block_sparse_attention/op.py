@@ -1,8 +1,7 @@
 """Softmax attention in which each query block of each head attends to its own selection
 of key blocks."""
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,13 +10,16 @@ from torch.library import custom_op
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import flex, reference
 from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
-from ultraflash_kernels.fp8_linear import e4m3_refusal, quantise_rows
 from ultraflash_kernels.token_order import drop_padding, tokens_of
 
-__all__ = ["block_list_attention", "block_sparse_attention"]
+__all__ = [
+    "WIDEST",
+    "block_list_attention",
+    "block_sparse_attention",
+    "check_lists",
+    "without_padding",
+]
 
-MOST_BLOCK_VALUES = 1 << 15
-"""Maximum number of values in a block that is quantised at once."""
 WIDEST = 128
 """Maximum head size, as a tile of the kernel holds whole heads."""
 
@@ -64,7 +66,6 @@ def block_list_attention(
     *,
     ring: tuple[Tensor, Tensor] | None = None,
     fill: int = 0,
-    fp8: bool = False,
     size: tuple[int, int, int] | None = None,
     block: tuple[int, int, int] | None = None,
     impl: Impl = "auto",
@@ -78,13 +79,31 @@ def block_list_attention(
     GPU there is no synchronisation, and the memory layout of the result is ``[B, Nq, T,
     H, D]``. If the frames, rows and columns of the tokens are given as ``size`` and
     those of a block as ``block``, the result omits the padding of blocks at the edge:
-    it is ``[B, H, 1, tokens, D]``, in block order.
-
-    With ``fp8`` every token of q, k and v is rounded to float8_e4m3fn as by
-    ``quantise_rows``; the kernel multiplies these numbers, also rounds the weights of
-    values to 8 bits, and sums in float32. Raises ValueError for invalid shapes,
-    KernelUnsupportedError for ``impl="triton"`` if the kernel cannot run.
+    it is ``[B, H, 1, tokens, D]``, in block order. Raises ValueError for invalid
+    shapes, KernelUnsupportedError for ``impl="triton"`` if the kernel cannot run.
     """
+    check_lists(q, k, v, lists, ring, fill)
+    ring_k, ring_v = ring or (None, None)
+    tensors = [q, k, v, lists.starts, lists.blocks, lists.order, *(ring or ())]
+    refusal = _refusal(q, k, v, *(ring or ()))
+    if not chooses_triton("block_list_attention", impl, *tensors, refusal=refusal):
+        out = reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
+        return out if size is None or block is None else without_padding(out, size, block)
+
+    grid = [] if size is None or block is None else [*size, *block]
+    chosen = (lists.starts, lists.blocks, lists.order)
+    return _block_list_attention(q, k, v, *chosen, ring_k, ring_v, fill, grid)
+
+
+def check_lists(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: BlockLists,
+    ring: tuple[Tensor, Tensor] | None,
+    fill: int,
+) -> None:
+    """Raise ValueError unless these are arguments of ``block_list_attention``."""
     _check_blocks(q, k, v)
     if lists.shape != (*q.shape[:3], fill + k.shape[2]):
         raise ValueError(
@@ -93,42 +112,19 @@ def block_list_attention(
         )
     if ring is None and fill:
         raise ValueError(f"{fill} remembered blocks but no ring")
-
-    ring_k, ring_v = ring or (None, None)
-    tensors = [q, k, v, lists.starts, lists.blocks, lists.order]
-    if ring_k is not None and ring_v is not None:
-        _check_blocks(k, ring_k, ring_v)
-        if fill > ring_k.shape[2]:
-            raise ValueError(f"{fill} remembered blocks in a ring of {ring_k.shape[2]}")
-        tensors += [ring_k, ring_v]
-
-    refusal = _refusal(q, k, v, *(ring or ()))
-    if fp8 and refusal is None:
-        refusal = _fp8_refusal(q)
-    if not chooses_triton("block_list_attention", impl, *tensors, refusal=refusal):
-        if fp8:
-            q, k, v = (_rounded(x) for x in (q, k, v))
-            if ring_k is not None and ring_v is not None:
-                ring_k, ring_v = (
-                    _rounded(ring_k[:, :, :fill]),
-                    _rounded(ring_v[:, :, :fill]),
-                )
-        out = reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
-        if size is None or block is None:
-            return out
-        tokens = out.permute(0, 2, 3, 1, 4).flatten(1, 2)
-        return drop_padding(tokens, size, block).transpose(1, 2).unsqueeze(2)
-
-    attend = _block_list_attention_fp8 if fp8 else _block_list_attention
-    grid = [] if size is None or block is None else [*size, *block]
-    chosen = (lists.starts, lists.blocks, lists.order)
-    return attend(q, k, v, *chosen, ring_k, ring_v, fill, grid)
+    if ring is not None:
+        _check_blocks(k, *ring)
+        if fill > ring[0].shape[2]:
+            raise ValueError(f"{fill} remembered blocks in a ring of {ring[0].shape[2]}")
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """Round tokens to 8 bits and back."""
-    rows = quantise_rows(x, impl="reference")
-    return (rows.values.float() * rows.scales).to(x.dtype)
+def without_padding(
+    out: Tensor, size: tuple[int, int, int], block: tuple[int, int, int]
+) -> Tensor:
+    """Return the tokens of ``out [B, H, N, T, D]`` without padding, ``[B, H, 1, tokens,
+    D]``."""
+    tokens = out.permute(0, 2, 3, 1, 4).flatten(1, 2)
+    return drop_padding(tokens, size, block).transpose(1, 2).unsqueeze(2)
 
 
 def _check_blocks(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -156,38 +152,27 @@ def _refusal(q: Tensor, *others: Tensor) -> str | None:
     return None
 
 
-def _fp8_refusal(q: Tensor) -> str | None:
-    if q.shape[3] * q.shape[4] > MOST_BLOCK_VALUES:
-        values = q.shape[3] * q.shape[4]
-        return f"a block has {values} values, expected at most {MOST_BLOCK_VALUES}."
-    return e4m3_refusal(q)
+@custom_op("ultraflash::block_list_attention", mutates_args=())
+def _block_list_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    blocks: Tensor,
+    order: Tensor,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    fill: int,
+    grid: Sequence[int],
+) -> Tensor:
+    from ultraflash_kernels.block_sparse_attention import kernel
+
+    samples, heads, rows = q.shape[:3]
+    lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
+    return kernel.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
 
 
-def _registered(name: str, module: str) -> Callable[..., Tensor]:
-    """Return the operator that runs a module's kernel, which imports Triton."""
-
-    def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        starts: Tensor,
-        blocks: Tensor,
-        order: Tensor,
-        ring_k: Tensor | None,
-        ring_v: Tensor | None,
-        fill: int,
-        grid: Sequence[int],
-    ) -> Tensor:
-        kernel = import_module(f"ultraflash_kernels.block_sparse_attention.{module}")
-        samples, heads, rows = q.shape[:3]
-        lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
-        return kernel.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
-
-    operator = custom_op(f"ultraflash::{name}", attend, mutates_args=())
-    operator.register_fake(_shape)
-    return operator
-
-
+@_block_list_attention.register_fake
 def _shape(
     q: Tensor,
     k: Tensor,
@@ -204,7 +189,3 @@ def _shape(
     if grid:
         rows, tokens = 1, tokens_of(grid[:3])
     return q.new_empty((samples, rows, tokens, heads, width)).permute(0, 3, 1, 2, 4)
-
-
-_block_list_attention = _registered("block_list_attention", "kernel")
-_block_list_attention_fp8 = _registered("block_list_attention_fp8", "kernel_fp8")

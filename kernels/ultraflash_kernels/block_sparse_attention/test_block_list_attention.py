@@ -2,6 +2,7 @@
 ring."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch.nn.attention.flex_attention import flex_attention
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import (
     block_list_attention,
+    block_list_attention_fp8,
     block_sparse_attention,
 )
 from ultraflash_kernels.block_sparse_attention.bench import flexible_mask
 from ultraflash_kernels.dispatch import KernelUnsupportedError
+from ultraflash_kernels.fp8_linear import quantise_rows
 from ultraflash_kernels.testing import DEVICE, DTYPES, TOLERANCE
 from ultraflash_kernels.token_order import drop_padding
 
@@ -257,18 +260,25 @@ def test_a_result_without_padding_is_the_one_with_it_less_its_padding(
     size: tuple[int, int, int], block: tuple[int, int, int], fp8: bool
 ) -> None:
     case = Example((1, 2, 4), 8, 16, torch.float32, density=0.6)
-    if fp8:
-        ring = tuple(torch.nan_to_num(x) for x in case.ring)
-        case.ring = (ring[0], ring[1])
     lists = BlockLists.from_mask(case.mask)
-    given = (case.q, case.k, case.v, lists)
     for impl in ("triton", "reference"):
-        whole, dense = (
-            block_list_attention(
-                *given, ring=case.ring, fill=case.fill, fp8=fp8, impl=impl, **shapes
+        if fp8:
+            ring_k, ring_v = (quantise_rows(x.contiguous()) for x in case.ring)
+            q, k, v = (quantise_rows(x.contiguous()) for x in (case.q, case.k, case.v))
+            attend = partial(
+                block_list_attention_fp8,
+                q,
+                k,
+                v.turned(),
+                lists,
+                ring=(ring_k, ring_v.turned()),
+                dtype=case.q.dtype,
             )
-            for shapes in ({}, {"size": size, "block": block})
-        )
+        else:
+            given = (case.q, case.k, case.v, lists)
+            attend = partial(block_list_attention, *given, ring=case.ring)
+        whole = attend(fill=case.fill, impl=impl)
+        dense = attend(fill=case.fill, impl=impl, size=size, block=block)
         tokens = whole.permute(0, 2, 3, 1, 4).flatten(1, 2)
         expected = drop_padding(tokens, size, block)
         assert dense.shape == (1, 2, 1, math.prod(size), 16)

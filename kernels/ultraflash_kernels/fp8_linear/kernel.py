@@ -24,14 +24,16 @@ def to_e4m3(y):
 
 @triton.jit
 def rounded_e4m3(x):
-    """Round float32 to three bits of mantissa, ties to even, from 2**-6 up.
+    """Round float32 to the nearest float8_e4m3fn, ties to even.
 
     For the interpreter, whose cast to float8_e4m3fn loses a carry; a GPU's cast is
     correct.
     """
     bits = x.to(tl.int32, bitcast=True)
     bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
-    return tl.where(tl.abs(x) >= 0.015625, bits.to(tl.float32, bitcast=True), x)
+    # Below 2**-6 numbers are 2**-9 apart, as float32 ones are next to 24576.
+    subnormal = (x + 24576.0) - 24576.0
+    return tl.where(tl.abs(x) >= 0.015625, bits.to(tl.float32, bitcast=True), subnormal)
 
 
 @triton.jit

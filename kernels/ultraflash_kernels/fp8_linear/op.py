@@ -43,6 +43,15 @@ class Fp8Rows(NamedTuple):
     scales: Tensor
     """``[..., 1]``, float32."""
 
+    def turned(self) -> "Fp8Rows":
+        """Return values ``[..., D, N]`` and scales ``[..., 1, N]`` of N rows, for a
+        matmul that sums over the rows: in 8 bits it needs them next to each other."""
+        return Fp8Rows(*(x.transpose(-1, -2).contiguous() for x in self))
+
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        """Return the represented numbers in ``dtype``, also of ``turned`` rows."""
+        return (self.values.float() * self.scales).to(dtype)
+
 
 def quantise_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
     """Round rows of ``x [..., D]`` to float8_e4m3fn, each scaled so that its largest

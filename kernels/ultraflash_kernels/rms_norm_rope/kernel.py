@@ -14,7 +14,14 @@ from torch import Tensor
 from ultraflash_kernels._token_kernels import axis_places
 from ultraflash_kernels.dispatch import on_its_device, power_of_two
 
-__all__ = ["axis_turns", "copy_tokens", "forward", "norm_rope_kernel", "norm_rope_tokens"]
+__all__ = [
+    "axis_turns",
+    "copy_tokens",
+    "forward",
+    "norm_rope_kernel",
+    "norm_rope_tokens",
+    "scatter_tokens",
+]
 
 
 @triton.jit
@@ -81,20 +88,16 @@ def copy_tokens(
 def norm_rope_tokens(
     source,
     weight,
-    to,
-    to_head,
     real,
-    live,
     cos,
     sin,
     eps,
     WIDTH: tl.constexpr,
-    HEAD: tl.constexpr,
     BT: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Normalise, rotate, write and return the tokens at ``source [BT]``: only those
-    that are ``live``, with zeros for those that are not ``real`` (padding)."""
+    """Normalise and rotate the tokens at ``source [BT]``; return ``[BT, 2 * BP]``, with
+    zeros for tokens that are not ``real`` (padding)."""
     like: tl.constexpr = source.dtype.element_ty
     col = tl.arange(0, 2 * BP)  # [2 * BP]
     mask = real[:, None] & (col < WIDTH)[None, :]
@@ -112,9 +115,7 @@ def norm_rope_tokens(
 
     # Padding was read as zero, and remains zero.
     rotated = tl.join(even * cos - odd * sin, even * sin + odd * cos)
-    rotated = tl.reshape(rotated, [BT, 2 * BP]).to(like)
-    scatter_tokens(rotated, to, to_head, live, WIDTH, HEAD, BP)
-    return rotated
+    return tl.reshape(rotated, [BT, 2 * BP]).to(like)
 
 
 @triton.jit
@@ -177,14 +178,12 @@ def norm_rope_kernel(
 
     source = q + batch * q_batch + token * q_token
     to = q_out + batch * q_out_batch + token * q_out_token
-    norm_rope_tokens(
-        source, q_weight, to, q_out_head, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP
-    )
+    tile = norm_rope_tokens(source, q_weight, real, cos, sin, eps, WIDTH, BT, BP)
+    scatter_tokens(tile, to, q_out_head, live, WIDTH, HEAD, BP)
     source = k + batch * k_batch + token * k_token
     to = k_out + batch * k_out_batch + token * k_out_token
-    norm_rope_tokens(
-        source, k_weight, to, k_out_head, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP
-    )
+    tile = norm_rope_tokens(source, k_weight, real, cos, sin, eps, WIDTH, BT, BP)
+    scatter_tokens(tile, to, k_out_head, live, WIDTH, HEAD, BP)
     source = v + batch * v_batch + token * v_token
     to = v_out + batch * v_out_batch + token * v_out_token
     copy_tokens(source, to, v_out_head, real, live, WIDTH, HEAD, BP)

@@ -1,5 +1,5 @@
 """Norm, rotation and scatter block by block, from tokens without padding, with the
-means of the blocks."""
+means of the blocks; results may be quantised to 8 bits."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton allows no annotation but constexpr on a kernel's parameters, and takes options
@@ -15,14 +15,92 @@ from torch import Tensor
 from ultraflash_kernels._token_kernels import axis_places, dense_place
 from ultraflash_kernels.block_topk.kernel import rounded
 from ultraflash_kernels.dispatch import on_its_device, power_of_two
+from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
 from ultraflash_kernels.rms_norm_rope.kernel import (
     axis_turns,
     copy_tokens,
     norm_rope_tokens,
+    scatter_tokens,
 )
 from ultraflash_kernels.token_order import blocks_of
 
 __all__ = ["forward", "norm_rope_blocks_kernel"]
+
+
+@triton.jit
+def _scatter_e4m3(
+    tile,
+    to,
+    to_head,
+    scales,
+    scales_head,
+    live,
+    WIDTH: tl.constexpr,
+    HEAD: tl.constexpr,
+    BT: tl.constexpr,
+    BP: tl.constexpr,
+    ON_GPU: tl.constexpr,
+):
+    """Quantise ``tile [BT, 2 * BP]`` by token and head; write it to the tokens at ``to
+    [BT]``, and its scales to those at ``scales [BT]``, head by head."""
+    HEADS: tl.constexpr = 2 * BP // HEAD
+    wide = tl.reshape(tile.to(tl.float32), [BT * HEADS, HEAD])
+    values, scale = to_e4m3(wide)  # [BT * HEADS, HEAD], [BT * HEADS]
+    values = values if ON_GPU else rounded_e4m3(values)
+    small = tl.reshape(values, [BT, 2 * BP]).to(to.dtype.element_ty)
+    scatter_tokens(small, to, to_head, live, WIDTH, HEAD, BP)
+
+    head = tl.arange(0, HEADS)
+    places = scales[:, None] + (head.to(tl.int64) * scales_head)[None, :]  # [BT, HEADS]
+    mask = live[:, None] & (head * HEAD < WIDTH)[None, :]
+    tl.store(places, tl.reshape(scale, [BT, HEADS]), mask=mask)
+
+
+@triton.jit
+def _turn_values(
+    source,
+    source_token,
+    to,
+    to_head,
+    scales,
+    scales_head,
+    block,
+    size,
+    blocks,
+    WIDTH: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BT: tl.constexpr,
+    ON_GPU: tl.constexpr,
+):
+    """Quantise one block of values by token and head, ``BT`` tokens of a head at a
+    time, and write it with the channels of a head before its tokens."""
+    TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
+    col = tl.arange(0, HEAD)  # [HEAD]
+    for start in range(0, TOKENS, BT):
+        inside = start + tl.arange(0, BT)  # [BT]
+        live = inside < TOKENS
+        token, real = dense_place(block, inside, size, blocks, BLOCK_T, BLOCK_Y, BLOCK_X)
+        real = real & live
+        rows = source + token * source_token
+        for head in range(WIDTH // HEAD):
+            tile = tl.load(
+                rows[:, None] + (head * HEAD + col)[None, :],
+                mask=real[:, None],
+                other=0.0,
+            )  # [BT, HEAD]
+            values, scale = to_e4m3(tile.to(tl.float32))
+            values = values if ON_GPU else rounded_e4m3(values)
+            place = to + head * to_head + block * (TOKENS * HEAD)
+            tl.store(
+                place + col[None, :] * TOKENS + inside[:, None],
+                values.to(to.dtype.element_ty),
+                mask=live[:, None],
+            )
+            place = scales + head * scales_head + block * TOKENS
+            tl.store(place + inside, scale, mask=live)
 
 
 @triton.jit
@@ -33,6 +111,8 @@ def _norm_block(
     to,
     to_head,
     to_token,
+    scales,
+    scales_head,
     mean_out,
     block,
     means,
@@ -51,9 +131,11 @@ def _norm_block(
     BT: tl.constexpr,
     BP: tl.constexpr,
     KIND: tl.constexpr,
+    FP8: tl.constexpr,
+    ON_GPU: tl.constexpr,
 ):
     """Normalise, rotate and write one block of one sample, ``BT`` tokens at a time, and
-    its mean, one of ``means`` of a head."""
+    its mean, one of ``means`` of a head, which is not that of quantised tokens."""
     HEAD: tl.constexpr = 2 * (PT + PY + PX)
     TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
     sums = tl.zeros([2 * BP], tl.float32)
@@ -67,8 +149,15 @@ def _norm_block(
         rows = source + token * source_token
         out = to + (block * TOKENS + inside) * to_token
         rotated = norm_rope_tokens(
-            rows, weight, out, to_head, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP
+            rows, weight, real, cos, sin, eps, WIDTH, BT, BP
         )  # [BT, 2 * BP]
+        if FP8:
+            at = scales + block * TOKENS + inside
+            _scatter_e4m3(
+                rotated, out, to_head, at, scales_head, live, WIDTH, HEAD, BT, BP, ON_GPU
+            )
+        else:
+            scatter_tokens(rotated, out, to_head, live, WIDTH, HEAD, BP)
         sums += tl.sum(rotated.to(tl.float32), axis=0)
 
     col = tl.arange(0, 2 * BP)  # [2 * BP]
@@ -91,6 +180,9 @@ def norm_rope_blocks_kernel(
     q_out,
     k_out,
     v_out,
+    q_scales,
+    k_scales,
+    v_scales,
     q_mean,
     k_mean,
     q_batch,
@@ -108,6 +200,12 @@ def norm_rope_blocks_kernel(
     v_out_batch,
     v_out_head,
     v_out_token,
+    q_scales_batch,
+    q_scales_head,
+    k_scales_batch,
+    k_scales_head,
+    v_scales_batch,
+    v_scales_head,
     blocks,
     frames,
     rows,
@@ -127,9 +225,15 @@ def norm_rope_blocks_kernel(
     BT: tl.constexpr,
     BP: tl.constexpr,
     KIND: tl.constexpr,
+    FP8: tl.constexpr,
+    VALUES: tl.constexpr,
+    ON_GPU: tl.constexpr,
 ):
-    """Process one block of queries, keys or values, selected by the second program
-    id."""
+    """Process one block of queries, keys or values, selected by the second program id.
+
+    With ``FP8`` results are quantised by token and head, and values are written ``[...,
+    d, T]``, ``VALUES`` tokens at a time. The scales' tokens are adjacent.
+    """
     HEAD: tl.constexpr = 2 * (PT + PY + PX)
     TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
     block = tl.program_id(0).to(tl.int64)
@@ -146,6 +250,8 @@ def norm_rope_blocks_kernel(
             q_out + batch * q_out_batch,
             q_out_head,
             q_out_token,
+            q_scales + batch * q_scales_batch,
+            q_scales_head,
             q_mean + batch * WIDTH * blocks,
             block,
             blocks,
@@ -164,6 +270,8 @@ def norm_rope_blocks_kernel(
             BT,
             BP,
             KIND,
+            FP8,
+            ON_GPU,
         )
     elif which == 1:
         _norm_block(
@@ -173,6 +281,8 @@ def norm_rope_blocks_kernel(
             k_out + batch * k_out_batch,
             k_out_head,
             k_out_token,
+            k_scales + batch * k_scales_batch,
+            k_scales_head,
             k_mean + batch * WIDTH * blocks,
             block,
             blocks,
@@ -191,6 +301,27 @@ def norm_rope_blocks_kernel(
             BT,
             BP,
             KIND,
+            FP8,
+            ON_GPU,
+        )
+    elif FP8:
+        _turn_values(
+            v + batch * v_batch,
+            v_token,
+            v_out + batch * v_out_batch,
+            v_out_head,
+            v_scales + batch * v_scales_batch,
+            v_scales_head,
+            block,
+            size,
+            grid,
+            WIDTH,
+            HEAD,
+            BLOCK_T,
+            BLOCK_Y,
+            BLOCK_X,
+            VALUES,
+            ON_GPU,
         )
     else:
         for start in range(0, TOKENS, BT):
@@ -217,10 +348,13 @@ def forward(
     eps: float,
     out: tuple[Tensor, Tensor, Tensor],
     means: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """Write to ``out`` and ``means``. See ``op.rms_norm_rope_means``; nothing is
+    """Write to ``out`` and ``means``, with ``scales`` in 8 bits. See
+    ``op.rms_norm_rope_means`` and ``op_fp8.rms_norm_rope_means_fp8``; nothing is
     checked here."""
     batch, _, width = q.shape
+    inner = math.prod(block)
     ins = [x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v)]
     counts = blocks_of(size, block)
     if not batch:
@@ -232,9 +366,11 @@ def forward(
         k_weight.contiguous(),
         turns,
         *out,
+        *(scales or out),
         *means,
         *(stride for x in ins for stride in x.stride()[:2]),
         *(x.stride(axis) for x in out for axis in (0, 1, 3)),
+        *(x.stride(axis) for x in scales or out for axis in (0, 1)),
         math.prod(counts),
         *size,
         *counts[1:],
@@ -251,6 +387,9 @@ def forward(
         BT=2,
         BP=power_of_two(width // 2),
         KIND=str(means[0].dtype).removeprefix("torch."),
+        FP8=scales is not None,
+        VALUES=min(32, power_of_two(inner)),
+        ON_GPU=q.device.type != "cpu",
         num_warps=4,
         enable_fp_fusion=False,
     )

@@ -12,7 +12,13 @@ from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 from ultraflash_kernels.rms_norm_rope import reference
 from ultraflash_kernels.token_order import blocks_of, tokens_of, with_padding
 
-__all__ = ["AxisTables", "rms_norm_rope", "rms_norm_rope_means"]
+__all__ = [
+    "AxisTables",
+    "check_dense",
+    "rms_norm_rope",
+    "rms_norm_rope_means",
+    "width_refusal",
+]
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -91,7 +97,9 @@ def rms_norm_rope(
     _check(q, k, v, q_weight, k_weight, tables, size, block, out)
     numbers = (tables.pairs, tables.positions, size, block, eps)
     given = (q, k, v, q_weight, k_weight, tables.turns)
-    if chooses_triton("rms_norm_rope", impl, *given, *(out or ()), refusal=_refusal(q)):
+    if chooses_triton(
+        "rms_norm_rope", impl, *given, *(out or ()), refusal=width_refusal(q)
+    ):
         batch, blocks, tokens, width = q.shape
         head = tables.head_width
         made = out or _empty(q, (batch, width // head, blocks, tokens, head))
@@ -121,22 +129,13 @@ def rms_norm_rope_means(
     all tokens of the resulting blocks, rounded once to ``mean_dtype``. ``out`` and the
     other arguments are the same.
     """
-    whole = math.prod(blocks_of(size, block)), math.prod(block)
-    if q.ndim != 3 or q.shape[1] != tokens_of(size):
-        raise ValueError(
-            f"rms_norm_rope_means: q, k, v must be [B, {tokens_of(size)}, D], "
-            f"got {list(q.shape)}"
-        )
-
-    q_like, k_like, v_like = (
-        x.new_empty((x.shape[0], *whole, x.shape[2]), device="meta") for x in (q, k, v)
-    )
-    _check(q_like, k_like, v_like, q_weight, k_weight, tables, size, block, out)
+    check_dense(q, k, v, q_weight, k_weight, tables, size, block, out)
 
     weights, head = (q_weight, k_weight, tables.turns), tables.head_width
     numbers = (tables.pairs, tables.positions, size, block, eps)
+    whole = math.prod(blocks_of(size, block)), math.prod(block)
     tensors = (q, k, v, *weights, *(out or ()))
-    if chooses_triton("rms_norm_rope_means", impl, *tensors, refusal=_refusal(q)):
+    if chooses_triton("rms_norm_rope_means", impl, *tensors, refusal=width_refusal(q)):
         shape = (q.shape[0], q.shape[2] // head, *whole, head)
         made = out or _empty(q, shape)
         q_mean, k_mean = (
@@ -153,7 +152,9 @@ def rms_norm_rope_means(
     return *made, q_mean, k_mean
 
 
-def _refusal(q: Tensor) -> str | None:
+def width_refusal(q: Tensor) -> str | None:
+    """Return a sentence that explains why no kernel supports projections like ``q``, or
+    None."""
     if q.dtype not in KERNEL_DTYPES:
         return f"it supports float32, float16 and bfloat16, got {q.dtype}."
     if q.shape[-1] <= WIDEST_ROW:
@@ -216,6 +217,30 @@ def _write_means(
 
     given = (q, k, v, q_weight, k_weight, turns, pairs, positions, size, block, eps)
     kernel_blocks.forward(*given, (q_out, k_out, v_out), (q_mean, k_mean))
+
+
+def check_dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    tables: AxisTables,
+    size: tuple[int, int, int],
+    block: tuple[int, int, int],
+    out: Qkv | None,
+) -> None:
+    """Raise ValueError unless these are arguments of ``rms_norm_rope_means``."""
+    whole = math.prod(blocks_of(size, block)), math.prod(block)
+    if q.ndim != 3 or q.shape[1] != tokens_of(size):
+        raise ValueError(
+            f"rms_norm_rope_means: q, k, v must be [B, {tokens_of(size)}, D], "
+            f"got {list(q.shape)}"
+        )
+    q_like, k_like, v_like = (
+        x.new_empty((x.shape[0], *whole, x.shape[2]), device="meta") for x in (q, k, v)
+    )
+    _check(q_like, k_like, v_like, q_weight, k_weight, tables, size, block, out)
 
 
 def _check(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.cache import KvRing, WindowRing
+from ultraflash_cli.engine.cache import KvBlocks, KvRing, WindowRing
 from ultraflash_cli.engine.layers.norm import RmsNorm
 from ultraflash_cli.engine.sparsity import (
     BlockGrid,
@@ -21,11 +21,17 @@ from ultraflash_kernels import dispatch
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 from ultraflash_kernels.block_sparse_attention import (
     block_list_attention,
+    block_list_attention_fp8,
     block_sparse_attention,
 )
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
 from ultraflash_kernels.fp8_linear import Fp8Rows
-from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope, rms_norm_rope_means
+from ultraflash_kernels.rms_norm_rope import (
+    AxisTables,
+    rms_norm_rope,
+    rms_norm_rope_means,
+    rms_norm_rope_means_fp8,
+)
 from ultraflash_kernels.sketch import sketched_attention
 
 __all__ = [
@@ -59,7 +65,7 @@ class SparseLayout:
     reuse_cache: bool = False
     """Whether the cache's buffers may be overwritten."""
     fp8: bool = False
-    """Whether attention uses 8-bit floating-point matmuls."""
+    """Whether queries, keys and values are in 8 bits, also in the cache."""
     padded: bool = True
     """Whether tokens include the padding of blocks at the edge, which kernels do not
     need."""
@@ -90,13 +96,15 @@ class SparseLayout:
         to the end of its ``chunk``; ``kv_len`` temporal blocks stay in the cache
         afterwards. ``by_lists`` selects blocks as lists and reads cached keys in place,
         as the kernels do; None does so on GPUs that support it. ``fp8`` always uses
-        lists.
+        lists, and overwrites the cache.
         """
         temporal, rows, cols = grid.blocks
         past = remembered // grid.spatial_blocks
         if by_lists is None:
             by_lists = fp8 or (reuse_cache and dispatch.prefers_kernels(device))
-        assert by_lists or not fp8, "attention in 8 bits takes lists"
+        assert not fp8 or (by_lists and reuse_cache), (
+            "attention in 8 bits takes lists and overwrites its cache"
+        )
         allowed = None
         if not by_lists:
             causal = causal_blocks(temporal, past, chunk, device)
@@ -118,7 +126,9 @@ class SparseLayout:
             mask_dtype=mask_dtype,
             reuse_cache=reuse_cache,
             fp8=fp8,
-            padded=not (by_lists and reuse_cache and dispatch.prefers_kernels(device)),
+            padded=not (
+                fp8 or (by_lists and reuse_cache and dispatch.prefers_kernels(device))
+            ),
         )
 
 
@@ -152,10 +162,8 @@ def sparse_causal_attention(
         q_mean = block_means(q, dtype=layout.mask_dtype)
         k_mean = block_means(cache.k[:, :, : cache.fill], k, dtype=layout.mask_dtype)
         lists = choose_blocks(q_mean, k_mean, layout.rule)
-        out = block_list_attention(
-            q, k, v, lists, ring=(cache.k, cache.v), fill=cache.fill, fp8=layout.fp8
-        )
-        after = cache.push(k, v, layout.remember)
+        out = block_list_attention(q, k, v, lists, ring=(cache.k, cache.v), fill=cache.fill)
+        after = cache.push(KvBlocks(k, v), layout.remember)
         return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, lists)
 
     k_all, v_all = cache.join(k, v)
@@ -254,55 +262,106 @@ class SparseCausalSelfAttention(_Attention):
         in block order; overwrites the cache.
 
         Keys and values are written directly to the cache if this group replaces
-        everything in it and the cache has a spare pair of buffers.
+        everything in it and the cache has a spare set of buffers.
         """
-        grid = layout.grid
-        blocks = math.prod(grid.blocks)
-        head = q.shape[2] // self.heads
-        shape = (q.shape[0], self.heads, blocks, grid.block_tokens, head)
+        blocks = math.prod(layout.grid.blocks)
         beside = cache.beside(blocks) if layout.remember == blocks else None
-        k_out, v_out = beside or (q.new_empty(shape), q.new_empty(shape))
+        attend = self._attend_in_8_bits if layout.fp8 else self._attend_by_lists
+        out, new, k_mean, lists = attend((q, k, v), tables, layout, cache, beside)
+        if beside is None:
+            cache = cache.push(new, layout.remember, k_mean)
+        else:
+            cache = cache.turn(k_mean)
+        return SparseAttended(out.squeeze(2).transpose(1, 2).flatten(2), cache, lists)
+
+    def _attend_by_lists(
+        self,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        tables: AxisTables,
+        layout: SparseLayout,
+        cache: KvRing,
+        beside: KvBlocks | None,
+    ) -> tuple[Tensor, KvBlocks, Tensor, BlockLists]:
+        """Return the result ``[B, heads, 1, tokens, D]``, the new keys and values,
+        which are in ``beside`` if it is not None, their means, and the selected
+        blocks."""
+        grid, like = layout.grid, qkv[0]
+        head = like.shape[2] // self.heads
+        counts = (math.prod(grid.blocks), grid.block_tokens)
+        shape = (like.shape[0], self.heads, *counts, head)
+        new = beside or KvBlocks(like.new_empty(shape), like.new_empty(shape))
         q, k, v, q_mean, k_mean = rms_norm_rope_means(
-            q,
-            k,
-            v,
-            self.norm_q.weight.to(q.dtype),
-            self.norm_k.weight.to(q.dtype),
+            *qkv,
+            self.norm_q.weight.to(like.dtype),
+            self.norm_k.weight.to(like.dtype),
             tables,
             size=layout.size,
             block=grid.block,
             mean_dtype=layout.mask_dtype,
             eps=self.norm_q.eps,
-            out=(q.new_empty(shape), k_out, v_out),
+            out=(like.new_empty(shape), new.k, new.v),
         )
-
-        k_means = k_mean
-        if cache.fill and cache.k_mean is not None:
-            k_means = torch.cat([cache.k_mean[:, :, : cache.fill], k_mean], dim=2)
-        elif cache.fill:
-            known = cache.in_use[0][:, :, : cache.fill]
-            k_means = torch.cat(
-                [block_means(known, dtype=layout.mask_dtype), k_mean], dim=2
-            )
-
-        lists = choose_blocks(q_mean, k_means, layout.rule)
+        lists = choose_blocks(q_mean, _all_means(cache, k_mean), layout.rule)
+        ring = cache.in_use
         out = block_list_attention(
             q,
             k,
             v,
             lists,
-            ring=cache.in_use,
+            ring=(ring.k, ring.v),
             fill=cache.fill,
-            fp8=layout.fp8,
             size=layout.size,
             block=grid.block,
         )
+        return out, new, k_mean, lists
 
-        if beside is None:
-            cache = cache.push(k, v, layout.remember, k_mean)
-        else:
-            cache = cache.turn(k_mean)
-        return SparseAttended(out.squeeze(2).transpose(1, 2).flatten(2), cache, lists)
+    def _attend_in_8_bits(
+        self,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        tables: AxisTables,
+        layout: SparseLayout,
+        cache: KvRing,
+        beside: KvBlocks | None,
+    ) -> tuple[Tensor, KvBlocks, Tensor, BlockLists]:
+        """Like ``_attend_by_lists``, with each token of each head rounded to 8 bits
+        once, after the means are taken."""
+        like = qkv[0]
+        q, k, v, q_mean, k_mean = rms_norm_rope_means_fp8(
+            *qkv,
+            self.norm_q.weight.to(like.dtype),
+            self.norm_k.weight.to(like.dtype),
+            tables,
+            size=layout.size,
+            block=layout.grid.block,
+            mean_dtype=layout.mask_dtype,
+            eps=self.norm_q.eps,
+            kv_out=None if beside is None else beside.rows,
+        )
+        lists = choose_blocks(q_mean, _all_means(cache, k_mean), layout.rule)
+        out = block_list_attention_fp8(
+            q,
+            k,
+            v,
+            lists,
+            ring=cache.in_use.rows,
+            fill=cache.fill,
+            size=layout.size,
+            block=layout.grid.block,
+            dtype=like.dtype,
+        )
+        new = KvBlocks(k.values, v.values, k.scales, v.scales)
+        return out, new, k_mean, lists
+
+
+def _all_means(cache: KvRing, k_mean: Tensor) -> Tensor:
+    """Return the mean keys of cached blocks, followed by those of the new ones."""
+    if not cache.fill:
+        return k_mean
+    if cache.k_mean is not None:
+        known = cache.k_mean[:, :, : cache.fill]
+    else:
+        known = block_means(cache.in_use.k[:, :, : cache.fill], dtype=k_mean.dtype)
+    return torch.cat([known, k_mean], dim=2)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

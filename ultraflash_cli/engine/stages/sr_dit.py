@@ -221,8 +221,8 @@ class SrDit(Dit):
         self.head = SrDitHead(config)
 
     def to_fp8(self) -> "SrDit":
-        """Convert attention and linear layers, except those listed above, to 8-bit
-        floating point in place; for inference only."""
+        """Convert attention, caches and linear layers, except those listed above, to
+        8-bit floating point in place; for inference only."""
         quantise_linears(
             self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ()))
         )
@@ -230,7 +230,7 @@ class SrDit(Dit):
 
     @property
     def fp8(self) -> bool:
-        """Whether layers and attention use 8-bit floating-point matmuls, see
+        """Whether layers, attention and caches are in 8-bit floating point, see
         ``to_fp8``."""
         return isinstance(cast("DitBlock", self.blocks[0]).ffn[0], Fp8Linear)
 
@@ -257,6 +257,7 @@ class SrDit(Dit):
                     device=weight.device,
                     paired=self.paired_caches,
                     mean_dtype=getattr(torch, config.mask_dtype),
+                    fp8=self.fp8,
                 )
                 for _ in self.blocks
             ),
