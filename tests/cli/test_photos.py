@@ -173,6 +173,17 @@ def test_what_a_clip_cannot_hold_of_a_photo_is_named(tmp_path: Path, capsys: pyt
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png", ".bmp"])
+def test_a_photo_that_states_no_colours_is_srgb(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 480), (200, 90, 30)).save(tmp_path / f"a1{suffix}")
+    for source, output in ((f"a1{suffix}", "out1.png"), (f"a%d{suffix}", "out%d.png")):
+        assert main(["upscale", str(tmp_path / source), "-o", str(tmp_path / output), "--res", "2x", "-qy"]) == 0
+        content = (tmp_path / "out1.png").read_bytes()
+        assert b"sRGB" in content and b"cICP" not in content
+        with Image.open(tmp_path / "out1.png") as picture:
+            assert np.abs(np.asarray(picture).astype(int)[400, 64] - (200, 90, 30)).max() < 4
+
+
 def test_a_photo_without_tags_gets_none(tmp_path: Path) -> None:
     pictures()[0].save(tmp_path / "a.jpg")
     assert main(["upscale", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out.png"), "--res", "2x", "-q"]) == 0

@@ -36,6 +36,7 @@ __all__ = [
     "mastering_display",
     "narrowed",
     "output_color",
+    "picture_color",
     "resize_rgb",
     "resolve_color",
     "rgb_filter",
@@ -213,6 +214,16 @@ def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool,
         primaries=primaries,
         transfer=transfer,
         range=color.range or (FULL if full else LIMITED),
+    )
+
+
+def picture_color(color: ColorInfo) -> ColorInfo:
+    """Fill in missing primaries and a missing transfer as for still pictures, which are
+    sRGB unless they state something else."""
+    return replace(
+        color,
+        primaries=_BT709 if color.primaries == UNSPECIFIED else color.primaries,
+        transfer=_TRC_SRGB if color.transfer == UNSPECIFIED else color.transfer,
     )
 
 

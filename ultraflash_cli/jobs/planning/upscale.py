@@ -166,6 +166,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     is not checked. Raises UsageError (an impossible target, options that the encoder
     rejects, an output that exists), InputError, OutputError.
     """
+    from ultraflash_cli.video.color import picture_color
     from ultraflash_cli.video.encode import check_encoder
     from ultraflash_cli.video.probe import probe, surveyed
     from ultraflash_cli.video.sequence import ImageSequence
@@ -214,7 +215,9 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     if photo and fps is not None and makes_pictures(suffix, job.codec):
         warnings += (f"{info.path.name}: a photo has no frame rate; --fps is ignored",)
         fps = None
-    spec = _spec(job, info, plan, fps=fps, threads=threads, suffix=suffix)
+    is_pictures = photo or isinstance(source, ImageSequence)
+    seen = replace(info, color=picture_color(info.color)) if is_pictures else info
+    spec = _spec(job, seen, plan, fps=fps, threads=threads, suffix=suffix)
     streams = _kept_streams(job, info, suffix, spec.codec, fps)
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
