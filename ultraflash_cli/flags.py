@@ -9,9 +9,12 @@ from typing import Any
 __all__ = ["Flag", "meant"]
 
 _NAMES = {
-    "h264": "x264 libx264 avc avc1 h264nvenc mpeg4avc",
-    "hevc": "h265 x265 libx265 hvc1 hev1 hevcnvenc mpegh",
-    "av1": "av01 svtav1 libsvtav1 libaomav1 aom rav1e av1nvenc",
+    "h264": "x264 libx264 avc avc1 mpeg4avc",
+    "hevc": "h265 x265 libx265 hvc1 hev1 mpegh",
+    "av1": "av01 svtav1 libsvtav1 libaomav1 aom rav1e",
+    "h264_nvenc": "h264nvenc nvench264 nvenc avcnvenc x264nvenc",
+    "hevc_nvenc": "hevcnvenc nvenchevc h265nvenc nvench265 x265nvenc",
+    "av1_nvenc": "av1nvenc nvencav1",
     "vp9": "vp09 vpx vpx9 libvpx libvpxvp9 webm",
     "prores": "proresks proresaw apcn apch ap4h",
     "jpeg": "jpg mjpeg mjpg",

@@ -46,6 +46,7 @@ PLANNED = Planned(
     scale=2,
     model="lite",
     codec="h264",
+    encoder="libx264",
     pix_fmt="yuv420p",
     frames_total=None,
     kept=("audio aac",),

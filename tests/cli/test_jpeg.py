@@ -18,7 +18,8 @@ from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs.running.loader import Models, planes_for
 from ultraflash_cli.main import main
 from ultraflash_cli.video.containers import plan_alone
-from ultraflash_cli.video.encode import check_encoder, made_spec
+from ultraflash_cli.video.encode import made_spec
+from ultraflash_cli.video.encoders import check_encoder
 from ultraflash_cli.video.made_tag import read_made, with_made_chunk
 from ultraflash_cli.video.photos import misfits, with_photo_data
 

@@ -11,7 +11,8 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import keep_scheduling
 from ultraflash_cli.video.codecs import CODECS, chroma_share
 from ultraflash_cli.video.containers import FORMATS, plan_alone
-from ultraflash_cli.video.encode import encoder_options, made_spec, prepare_encoder
+from ultraflash_cli.video.encode import made_spec
+from ultraflash_cli.video.encoders import encoder_options, prepare_encoder
 
 CODED = [name for name in CODECS if name not in ("hevc", "y4m")]  # hevc in MP4 is written by other tests
 

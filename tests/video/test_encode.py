@@ -36,7 +36,8 @@ from ultraflash_cli.video.color import (
 )
 from ultraflash_cli.video.containers import plan_alone, plan_streams
 from ultraflash_cli.video.decode import read_frames
-from ultraflash_cli.video.encode import MADE_TICKS, EncodeSpec, check_encoder, choose_spec, made_spec
+from ultraflash_cli.video.encode import MADE_TICKS, EncodeSpec, choose_spec, made_spec
+from ultraflash_cli.video.encoders import check_encoder
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join, join_alone
 from ultraflash_cli.video.partial import partial_file

@@ -26,7 +26,8 @@ from ultraflash_cli.video.codecs import choose_codec
 from ultraflash_cli.video.color import ColorInfo, ContentLight, MasteringDisplay
 from ultraflash_cli.video.containers import plan_streams
 from ultraflash_cli.video.decode import read_frames
-from ultraflash_cli.video.encode import check_encoder, choose_spec, losses
+from ultraflash_cli.video.encode import choose_spec, losses
+from ultraflash_cli.video.encoders import check_encoder
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.probe import ClipInfo, probe

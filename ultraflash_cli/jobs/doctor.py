@@ -18,16 +18,6 @@ from ultraflash_cli.weights.store import WeightStore
 __all__ = ["Finding", "examine"]
 
 _WANTED_FREE_BYTES = 200_000_000
-_ENCODERS = {
-    "h264": "libx264",
-    "hevc": "libx265",
-    "av1": "libsvtav1",
-    "vp9": "libvpx-vp9",
-    "prores": "prores_ks",
-    "ffv1": "ffv1",
-    "png": "png",
-    "jpeg": "mjpeg",
-}
 _TEXT_PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
 """Packages needed by the published model's text encoder."""
 
@@ -58,6 +48,7 @@ def examine(folder: Path, store: WeightStore, *, waiting: str) -> list[Finding]:
         ("kernels", _kernels),
         ("av", _av),
         ("encoders", _encoders),
+        ("nvenc", _nvenc),
         ("weights", _weights),
         ("published", lambda: _published_weights(store)),
         ("generate", _generate),
@@ -196,7 +187,9 @@ def _av() -> Finding:
 def _encoders() -> Finding:
     import av
 
-    missing = [f"{codec} ({name})" for codec, name in _ENCODERS.items() if name not in av.codecs_available]
+    from ultraflash_cli.video.codecs import CODECS
+
+    missing = [f"{name} ({each.encoder})" for name, each in CODECS.items() if each.encoder not in av.codecs_available]
     if missing:
         return Finding(
             name="encoders",
@@ -205,7 +198,22 @@ def _encoders() -> Finding:
             fix="pip install --force-reinstall --only-binary av av",
             exit_code=OutputError.exit_code,
         )
-    return Finding(name="encoders", state="ok", found=", ".join(_ENCODERS))
+    return Finding(name="encoders", state="ok", found=", ".join(CODECS))
+
+
+def _nvenc() -> Finding:
+    """Report which of the GPU's encoders open, or why none does."""
+    from ultraflash_cli.video.nvenc import openings
+
+    found = openings()
+    opening = [name for name, each in found.items() if each.refusal is None]
+    refusals = dict.fromkeys(each.refusal for each in found.values() if each.refusal is not None)
+    if not opening:
+        reasons = "; ".join(refusals)
+        fix = "none needed; --codec h264, hevc and av1 are encoded by the CPU"
+        return Finding(name="nvenc", state="note", found=f"no encoder of a GPU opens ({reasons})", fix=fix)
+    closed = [f"{name} does not open ({each.refusal})" for name, each in found.items() if each.refusal is not None]
+    return Finding(name="nvenc", state="ok", found="; ".join([f"{', '.join(opening)} open", *closed]))
 
 
 def _weights() -> Finding:

@@ -50,6 +50,8 @@ class Planned(Event):
     """Scale factor of the model: 2 or 3; 1 for a generated clip at the base size."""
     model: str
     codec: str
+    encoder: str
+    """FFmpeg's name of the encoder."""
     pix_fmt: str
     frames_total: int | None
     """Estimate from the container; None if it has none."""

@@ -29,7 +29,7 @@ def describe(plan: Planned) -> list[str]:
     size = f"{plan.source_width}x{plan.source_height} -> {plan.width}x{plan.height}"
     lines = [
         f"{plan.input} -> {plan.output}",
-        f"  {size}, model {plan.model} x{plan.scale}, {plan.codec} {plan.pix_fmt}",
+        f"  {size}, model {plan.model} x{plan.scale}, {_encoding(plan)}",
     ]
     lines += [f"  kept: {', '.join(plan.kept)}"] if plan.kept else []
     return lines + [f"  left out: {reason}" for reason in plan.dropped]
@@ -42,10 +42,15 @@ def _describe_generation(plan: GenerationPlanned) -> list[str]:
         f"{prompt} -> {plan.output}",
         f"  {plan.width}x{plan.height}, {plan.seconds:.2f} s, {count_of(plan.frames_total or 0, 'frame')} in groups of "
         f"{_groups(plan.groups)}",
-        f"  model {plan.model} x{plan.scale}{variant}, seed {plan.seed}, {plan.codec} {plan.pix_fmt}",
+        f"  model {plan.model} x{plan.scale}{variant}, seed {plan.seed}, {_encoding(plan)}",
     ]
     lines += [f"  cache management: {plan.cache_management}"] if plan.cache_management != "off" else []
     return lines + ([f"  and {plan.source_width}x{plan.source_height} -> {plan.low_output}"] if plan.low_output else [])
+
+
+def _encoding(plan: Planned) -> str:
+    hardware = f" by {plan.encoder}" if plan.encoder.endswith("_nvenc") else ""
+    return f"{plan.codec} {plan.pix_fmt}{hardware}"
 
 
 def count_of(count: int, thing: str) -> str:

@@ -1,4 +1,4 @@
-"""Capabilities of the encoders, and the choice of codec, pixel format and preset."""
+"""Capabilities of the encoders, and the choice of codec and pixel format."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -14,7 +14,6 @@ __all__ = [
     "bits_of",
     "choose_codec",
     "choose_pix_fmt",
-    "choose_preset",
     "chroma_share",
     "is_rgb_format",
     "opaque",
@@ -30,13 +29,18 @@ class Codec:
     """One kind of output, and the encoder that makes it."""
 
     encoder: str
+    stream: str = ""
+    """The codec of the stream, if several encoders make it; empty for the name itself."""
     segment_format: str
     segment_options: tuple[tuple[str, str], ...] = ()
     crf: int | None
     """Default CRF; None for intra codecs, which have no such setting."""
     max_crf: int
+    least_crf: int = 0
     pix_fmts: tuple[str, ...]
     """Pixel formats supported by both the encoder and players, most common first."""
+    fed_fmts: tuple[tuple[str, str], ...] = ()
+    """Pixel formats that the encoder takes in another memory layout."""
     alpha_fmts: tuple[str, ...] = ()
     """Pixel formats with transparency."""
     reorders: bool = False
@@ -44,6 +48,11 @@ class Codec:
     presets: tuple[tuple[int, tuple[tuple[int, str], ...]], ...] = ()
     """Presets by maximum number of pixels and minimum number of cores. A fixed table
     rather than a measurement, as the preset affects the result."""
+    speeds: tuple[tuple[str, float], ...] = ()
+    """Presets beside a GPU, from slow to fast, with megapixels per second and core of
+    a detailed clip."""
+    most_cores: int = 32
+    """Number of cores beyond which it hardly becomes faster."""
     hdr: bool = False
     """Whether the stream can hold HDR metadata."""
     has_turn: bool = True
@@ -76,6 +85,10 @@ CODECS = {
             (4_500_000, ((32, "medium"), (16, "fast"), (8, "faster"), (0, "veryfast"))),
             (1 << 62, ((32, "fast"), (16, "veryfast"), (0, "superfast"))),
         ),
+        speeds=(
+            *(("slow", 2.3), ("medium", 3.7), ("fast", 4.6)),
+            *(("faster", 6.4), ("veryfast", 10.1), ("superfast", 18.5)),
+        ),
     ),
     "hevc": Codec(
         encoder="libx265",
@@ -90,6 +103,10 @@ CODECS = {
             (2_300_000, ((16, "medium"), (8, "fast"), (0, "veryfast"))),
             (1 << 62, ((32, "fast"), (16, "veryfast"), (0, "superfast"))),
         ),
+        speeds=(
+            *(("medium", 1.4), ("fast", 1.8), ("veryfast", 2.1)),
+            *(("superfast", 2.4), ("ultrafast", 5.0)),
+        ),
     ),
     "av1": Codec(
         encoder="libsvtav1",
@@ -103,6 +120,9 @@ CODECS = {
             (1_100_000, ((16, "6"), (4, "8"), (0, "9"))),
             (1 << 62, ((32, "7"), (16, "8"), (0, "9"))),
         ),
+        # The library warns of artefacts from preset 10 on.
+        speeds=(("6", 5.9), ("8", 11.6), ("9", 16.4)),
+        most_cores=64,
     ),
     "vp9": Codec(
         encoder="libvpx-vp9",
@@ -118,6 +138,8 @@ CODECS = {
             (2_300_000, ((16, "3"), (8, "4"), (0, "5"))),
             (1 << 62, ((32, "3"), (16, "4"), (0, "5"))),
         ),
+        speeds=(("3", 1.8), ("4", 2.0), ("5", 2.0)),
+        most_cores=4,
         options={"deadline": "good", "tile-columns": "2"},
     ),
     "ffv1": Codec(
@@ -247,14 +269,6 @@ def choose_pix_fmt(
             if fitting:
                 return fitting[0]
     return names[0]
-
-
-def choose_preset(codec: str, pixels: int, cores: int) -> str:
-    """Look up the encoder's preset for a picture of this many pixels; empty if it has none."""
-    for most_pixels, rows in CODECS[codec].presets:
-        if pixels <= most_pixels:
-            return next(preset for least_cores, preset in rows if cores >= least_cores)
-    return ""
 
 
 def bits_of(pix_fmt: str) -> int:

@@ -1,23 +1,18 @@
-"""Encoder settings: chosen for a clip, checked, applied to the encoder."""
+"""Encoder settings, chosen for a clip and checked."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
-import av.logging
-from av.error import FFmpegError
 
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.host import keep_scheduling
 from ultraflash_cli.video.codecs import (
     CODECS,
     Codec,
     bits_of,
     choose_codec,
     choose_pix_fmt,
-    choose_preset,
     chroma_share,
     is_rgb_format,
     opaque,
@@ -34,44 +29,18 @@ from ultraflash_cli.video.color import (
     resolve_color,
 )
 from ultraflash_cli.video.containers import is_iso, own_suffix
+from ultraflash_cli.video.nvenc import NVENC
+from ultraflash_cli.video.presets import choose_preset
 from ultraflash_cli.video.probe import ClipInfo
 
 __all__ = [
     "MADE_TICKS",
     "EncodeSpec",
-    "check_encoder",
     "choose_spec",
-    "encoder_options",
     "losses",
     "made_spec",
     "made_times",
-    "open_encoder",
-    "prepare_encoder",
 ]
-
-_CHOICES = {
-    "libx264": {
-        "preset": (
-            "ultrafast",
-            "superfast",
-            "veryfast",
-            "faster",
-            "fast",
-            "medium",
-            "slow",
-            "slower",
-            "veryslow",
-            "placebo",
-        ),
-        "tune": ("film", "animation", "grain", "stillimage", "psnr", "ssim", "fastdecode", "zerolatency"),
-        "profile": ("baseline", "main", "high", "high10", "high422", "high444"),
-    }
-}
-"""Valid values of options for which the library itself would print errors to stderr."""
-_UNKNOWN_SETTING = ("Error parsing option", "Unknown option", "Invalid value for")
-
-_LISTS = {"h264": "x264-params", "hevc": "x265-params", "av1": "svtav1-params"}
-"""The option that passes settings to the encoder library, by codec."""
 
 MADE_TICKS = 1000
 """Ticks per frame, at an integer frame rate, if timestamps do not come from a source;
@@ -83,9 +52,13 @@ class EncodeSpec:
     """Everything that determines the packets; equal specs and frames give equal packets."""
 
     codec: str
-    """A name of ``codecs.CODECS``."""
+    """The codec of the stream, a name of ``codecs.CODECS``."""
+    hardware: str | None = None
+    """The encoder of the GPU that makes it, a name of ``nvenc.NVENC``; None for
+    software."""
     crf: int | None
     pix_fmt: str
+    """Pixel format of the stream."""
     preset: str
     threads: int
     options: tuple[tuple[str, str], ...]
@@ -109,17 +82,19 @@ class EncodeSpec:
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
             raise UsageError(f"--codec {self.codec}: unknown codec; use one of {', '.join(CODECS)}")
+        assert self.hardware is None or NVENC[self.hardware].stream == self.codec, "a GPU's encoder of this codec"
 
-        known = CODECS[self.codec]
+        known, name = self.capabilities, self.codec_name
         if self.pix_fmt not in known.all_fmts:
             raise UsageError(
-                f"--pix-fmt {self.pix_fmt}: not possible with {self.codec}; use one of {', '.join(known.all_fmts)}"
+                f"--pix-fmt {self.pix_fmt}: not possible with {name}; use one of {', '.join(known.all_fmts)}"
             )
         if self.crf is not None and known.crf is None:
             found = "is always written at its best quality" if known.is_jfif else "has no quality setting"
-            raise UsageError(f"--crf: {self.codec} {found}; remove it")
-        if self.crf is not None and not 0 <= self.crf <= known.max_crf:
-            raise UsageError(f"--crf must be between 0 and {known.max_crf} for {self.codec}, got {self.crf}")
+            raise UsageError(f"--crf: {name} {found}; remove it")
+        if self.crf is not None and not known.least_crf <= self.crf <= known.max_crf:
+            limits = f"between {known.least_crf} and {known.max_crf}"
+            raise UsageError(f"--crf must be {limits} for {name}, got {self.crf}")
 
         width_px, height_px = self.coded_size_px
         if width_px < 2 or height_px < 2:
@@ -150,7 +125,7 @@ class EncodeSpec:
     def turns(self) -> bool:
         """Whether frames are rotated upright before encoding, because the file cannot
         store a rotation."""
-        return not CODECS[self.codec].has_turn and (self.rotation_deg != 0 or self.mirrored)
+        return not self.capabilities.has_turn and (self.rotation_deg != 0 or self.mirrored)
 
     @property
     def coded_size_px(self) -> tuple[int, int]:
@@ -165,14 +140,35 @@ class EncodeSpec:
         return 1 / self.sample_aspect_ratio if swapped else self.sample_aspect_ratio
 
     @property
+    def capabilities(self) -> Codec:
+        """What the encoder can do."""
+        return CODECS[self.codec] if self.hardware is None else NVENC[self.hardware]
+
+    @property
+    def codec_name(self) -> str:
+        """Value of ``--codec``."""
+        return self.hardware or self.codec
+
+    @property
+    def fed_pix_fmt(self) -> str:
+        """Pixel format in which the encoder takes frames."""
+        return dict(self.capabilities.fed_fmts).get(self.pix_fmt, self.pix_fmt)
+
+    @property
     def summary(self) -> dict[str, object]:
         """Summary for reports."""
-        return {"codec": self.codec, "crf": self.crf, "pix_fmt": self.pix_fmt, "preset": self.preset}
+        return {
+            "name": self.encoder,
+            "codec": self.codec,
+            "crf": self.crf,
+            "pix_fmt": self.pix_fmt,
+            "preset": self.preset,
+        }
 
     @property
     def encoder(self) -> str:
         """FFmpeg's name of the encoder."""
-        return CODECS[self.codec].encoder
+        return self.capabilities.encoder
 
     @property
     def track_time_base(self) -> Fraction:
@@ -193,14 +189,15 @@ def choose_spec(
     time_base: Fraction | None = None,
     rate: Fraction | None = None,
     suffix: str | None = None,
+    fed_fps: float | None = None,
 ) -> EncodeSpec:
     """Choose settings for a clip like ``info`` at a new size (coded orientation).
     ``auto`` is h264 for 8 bits and hevc above, or a codec that keeps transparency and
     fits into the container that the user named with ``suffix``. Chroma subsampling is
     that of the source if the codec supports it, or 4:4:4 if a side is odd. ``threads``
     is the number of cores that the encoder may use. ``time_base`` and ``rate`` differ
-    from the clip's if the frame rate is changed. ``losses`` lists what is not kept.
-    Raises ``UsageError`` for incompatible settings.
+    from the clip's if the frame rate is changed. ``fed_fps``: see ``choose_preset``.
+    ``losses`` lists what is not kept. Raises ``UsageError`` for incompatible settings.
     """
     container = suffix
     if container is None and info.has_alpha:
@@ -208,8 +205,8 @@ def choose_spec(
         # in VP9.
         container = ".mov" if own_suffix(info) == ".mov" else None
 
-    name = choose_codec(codec, info.bit_depth, has_alpha=info.has_alpha, suffix=container)
-    known = CODECS[name]
+    name, hardware = _split_codec(codec, info.bit_depth, has_alpha=info.has_alpha, suffix=container)
+    known = CODECS[name] if hardware is None else NVENC[hardware]
     chosen = pix_fmt
     has_alpha = info.has_alpha and not (name == "vp9" and suffix is not None and is_iso(suffix.lower()))
     if pix_fmt == "auto":
@@ -233,9 +230,10 @@ def choose_spec(
 
     return EncodeSpec(
         codec=name,
+        hardware=hardware,
         crf=known.crf if crf is None else crf,
         pix_fmt=chosen,
-        preset=choose_preset(name, width_px * height_px, threads),
+        preset=choose_preset(known, width_px * height_px, threads, fed_fps=fed_fps),
         threads=threads,
         options=tuple(enc_options),
         width_px=width_px,
@@ -262,20 +260,23 @@ def made_spec(
     enc_options: Sequence[tuple[str, str]] = (),
     threads: int,
     suffix: str | None = None,
+    fed_fps: float | None = None,
 ) -> EncodeSpec:
     """Choose settings for an 8-bit clip without a source, at ``rate`` frames per
     second, timed by ``made_times``. ``auto`` is h264 and yuv420p, or the closest
     alternative if the codec, an odd side or the container ``suffix`` requires one.
-    Colours are limited-range bt709. Raises ``UsageError`` for incompatible settings.
+    Colours are limited-range bt709. ``fed_fps``: see ``choose_preset``. Raises
+    ``UsageError`` for incompatible settings.
     """
-    name = choose_codec(codec, 8, suffix=suffix)
-    known = CODECS[name]
+    name, hardware = _split_codec(codec, 8, suffix=suffix)
+    known = CODECS[name] if hardware is None else NVENC[hardware]
     chosen = choose_pix_fmt("yuv420p", 8, known, width_px, height_px) if pix_fmt == "auto" else pix_fmt
     return EncodeSpec(
         codec=name,
+        hardware=hardware,
         crf=known.crf if crf is None else crf,
         pix_fmt=chosen,
-        preset=choose_preset(name, width_px * height_px, threads),
+        preset=choose_preset(known, width_px * height_px, threads, fed_fps=fed_fps),
         threads=threads,
         options=tuple(enc_options),
         width_px=width_px,
@@ -306,106 +307,22 @@ def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
         found.append(f"the input has {info.bit_depth} bits per sample, {spec.pix_fmt} keeps {bits_of(spec.pix_fmt)}")
     if not info.is_rgb and chroma_share(spec.pix_fmt) < chroma_share(info.pix_fmt):
         found.append(f"the input has finer chroma ({info.pix_fmt}) than the output ({spec.pix_fmt})")
-    if (info.mastering_display or info.content_light) and not CODECS[spec.codec].hdr:
-        found.append(f"HDR metadata (mastering display, light levels) is not kept; {spec.codec} cannot store it")
+    if (info.mastering_display or info.content_light) and not spec.capabilities.hdr:
+        found.append(f"HDR metadata (mastering display, light levels) is not kept; {_without_hdr(spec)}")
     return tuple(found)
 
 
-def check_encoder(spec: EncodeSpec) -> None:
-    """Open the encoder once and close it; raises ``UsageError`` if it rejects or ignores a setting."""
-    known = _CHOICES.get(spec.encoder, {})
-    for key, value in spec.options:
-        for word in re.split(r"[,+]", value) if key in known else ():
-            if word not in known[key]:
-                raise UsageError(f"--enc-opt {key}={value}: {spec.encoder} accepts {', '.join(known[key])}")
-
-    context = av.CodecContext.create(spec.encoder, "w")
-    assert isinstance(context, av.VideoCodecContext), "a video encoder"
-    context.options = encoder_options(spec)
-    context.width, context.height = spec.coded_size_px
-    context.time_base = spec.track_time_base
-    context.framerate = spec.rate
-    prepare_encoder(context, spec)
-    level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.WARNING)
-
-    # The same complaint as the last one, perhaps about another clip, counts too.
-    av.logging.set_skip_repeated(False)
-    try:
-        with av.logging.Capture() as said:
-            open_encoder(context, spec)
-    finally:
-        av.logging.set_level(level)
-        av.logging.set_skip_repeated(skips_repeated)
-
-    for _, _, text in said:
-        # Encoders only warn about unknown settings and continue without them.
-        if any(words in text for words in _UNKNOWN_SETTING):
-            raise UsageError(f"--enc-opt: {spec.encoder}: {text.strip().rstrip('.')}")
+def _split_codec(codec: str, bit_depth: int, *, has_alpha: bool = False, suffix: str | None) -> tuple[str, str | None]:
+    """Return the codec of the stream, and the encoder of the GPU if one was named."""
+    if codec in NVENC:
+        return NVENC[codec].stream, codec
+    return choose_codec(codec, bit_depth, has_alpha=has_alpha, suffix=suffix), None
 
 
-def prepare_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
-    """Set everything except options; call before ``open_encoder``."""
-    context.pix_fmt = spec.pix_fmt
-    context.thread_count = spec.threads
-    context.thread_type = "AUTO"  # PyAV's default would make x264 cut frames into slices
-    context.sample_aspect_ratio = spec.coded_aspect
-    context.colorspace = spec.color.matrix
-    context.color_primaries = spec.color.primaries
-    context.color_trc = spec.color.transfer
-    context.color_range = spec.color.range
-
-
-def open_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
-    """Open the encoder; raises ``UsageError`` if it rejects the size or an option."""
-    try:
-        with keep_scheduling():
-            context.open()
-    except (OSError, FFmpegError, ValueError) as error:
-        raise UsageError(
-            f"the encoder {spec.encoder} rejects {spec.width_px}x{spec.height_px} {spec.pix_fmt} with "
-            f"{dict(spec.options) or 'its default options'}; check --codec, --pix-fmt and --enc-opt"
-        ) from error
-    unknown = set(context.options) & {key for key, _ in spec.options}
-    if unknown:
-        raise UsageError(f"--enc-opt {', '.join(sorted(unknown))}: unknown option of {spec.encoder}")
-
-
-def encoder_options(spec: EncodeSpec) -> dict[str, str]:
-    """Return all options by FFmpeg's names: from the codec, the clip and the user."""
-    options = dict(CODECS[spec.codec].options)
-    if spec.crf is not None:
-        options["crf"] = str(spec.crf)
-    if spec.preset:
-        options["cpu-used" if spec.codec == "vp9" else "preset"] = spec.preset
-    if spec.codec == "vp9" and spec.alpha:
-        options["auto-alt-ref"] = "0"  # otherwise the two pictures of a packet belong to different frames
-    if spec.codec == "prores":
-        options["profile"] = "4" if "444" in spec.pix_fmt else "3"
-    own = _LISTS.get(spec.codec)
-    if own is not None:
-        options[own] = ":".join((*_list_settings(spec), *(value for key, value in spec.options if key == own)))
-    return options | {key: value for key, value in spec.options if key != own}
-
-
-def _list_settings(spec: EncodeSpec) -> tuple[str, ...]:
-    screen, light = spec.mastering_display, spec.content_light
-    levels = f"{light.max_cll},{light.max_fall}" if light else ""
-    if spec.codec == "h264":
-        # Otherwise x264's AVX-512 code for the macroblock tree reads uninitialised
-        # memory: packets differ between runs for the same frames.
-        settings = ["cpu-independent=1"]
-        settings += [f"mastering-display={screen.x265}"] if screen else []
-        settings += [f"cll={levels}"] if light else []
-    elif spec.codec == "hevc":
-        settings = ["log-level=none"]
-        settings += [f"master-display={screen.x265}"] if screen else []
-        settings += [f"max-cll={levels}"] if light else []
-    else:
-        settings = [f"lp={min(spec.threads, 6)}"]
-        settings += [f"mastering-display={screen.svtav1}"] if screen else []
-        settings += [f"content-light={levels}"] if light else []
-    return tuple(settings)
+def _without_hdr(spec: EncodeSpec) -> str:
+    if spec.hardware is not None and CODECS[spec.codec].hdr:
+        return f"{spec.hardware} does not write it, --codec {spec.codec} does"
+    return f"{spec.codec} cannot store it"
 
 
 def _color_in(pix_fmt: str, color: ColorInfo, codec: Codec) -> ColorInfo:

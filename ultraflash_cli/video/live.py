@@ -15,7 +15,6 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import OutputCheckError, OutputError
-from ultraflash_cli.video.codecs import CODECS
 from ultraflash_cli.video.containers import FORMATS, StreamPlan
 from ultraflash_cli.video.copies import Window, copied_packets, file_tags
 from ultraflash_cli.video.encode import EncodeSpec
@@ -142,7 +141,7 @@ class _Clock:
         """Number of packets with final timestamps."""
         self._ticks = spec.time_base.numerator
         self._shift = shift
-        self._delay = _LEAST_DELAY if CODECS[spec.codec].reorders else 0
+        self._delay = _LEAST_DELAY if spec.capabilities.reorders else 0
         self._shown: list[int] = []
 
     def times(self, stamps: Sequence[int], segment: SegmentFile) -> list[tuple[int, int, int]]:

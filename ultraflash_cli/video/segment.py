@@ -15,7 +15,8 @@ from av.video.stream import VideoStream
 from ultraflash_cli.files import sync_file
 from ultraflash_cli.video.codecs import CODECS, is_rgb_format
 from ultraflash_cli.video.color import Picture, as_frame, as_picture, narrowed, yuv_filter
-from ultraflash_cli.video.encode import EncodeSpec, encoder_options, open_encoder, prepare_encoder
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.encoders import encoder_options, open_encoder, prepare_encoder
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.partial import output_errors
 from ultraflash_cli.video.segment_file import SegmentFile
@@ -42,7 +43,7 @@ class SegmentWriter:
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
         self.path = path
         self.spec = spec
-        known = CODECS[spec.codec]
+        known = spec.capabilities
         chroma_location = "center" if known.is_jfif else "left"
         self._convert = yuv_filter(spec.color, pix_fmt=spec.pix_fmt, chroma_location=chroma_location)
         self._first: int | None = None
@@ -95,6 +96,8 @@ class SegmentWriter:
         self._frames += 1
         with output_errors(self.path):
             yuv = self._planes(rgb_hwc) if rgb_hwc.ndim == 2 else self._converted(rgb_hwc, frame.alpha_hw)
+            if self.spec.fed_pix_fmt != self.spec.pix_fmt:
+                yuv = yuv.reformat(format=self.spec.fed_pix_fmt)  # the same samples in another layout
             # ProRes writes the tags of its frames, not those of the stream.
             yuv.color_primaries, yuv.color_trc = self.spec.color.primaries, self.spec.color.transfer
             ticks = self.spec.time_base.numerator
@@ -168,7 +171,7 @@ class SegmentWriter:
         for packet in packets:
             # Encoders sometimes set no decoding times or meaningless ones; join
             # rebuilds them.
-            reorders = CODECS[self.spec.codec].reorders
+            reorders = self.spec.capabilities.reorders
             packet.dts = self._packets - _DECODING_LEAD if reorders else packet.pts
             packet.duration = 1
             self._packets += 1

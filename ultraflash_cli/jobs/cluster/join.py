@@ -84,7 +84,7 @@ def _join(
     parts = [_Part(unit) for unit in plan.units_of(file)]
     built = from_facts([part.told["built"] for part in parts])
     job = replace(from_json(file.job, store=store), device=built.device)
-    prepared = prepared_again(job, to_write=True)
+    prepared = prepared_again(job, to_write=True, encodes_here=False)
 
     def adopt(work: Work) -> None:
         _adopt(parts, work, fingerprint(task, built))

@@ -8,15 +8,15 @@ from pathlib import Path
 from ultraflash_cli.errors import Interrupted, UltraflashError, UsageError
 from ultraflash_cli.jobs.batch import Claims, Job, names_of
 from ultraflash_cli.jobs.cluster.described import as_json
+from ultraflash_cli.jobs.cluster.tasks import prepared_again
 from ultraflash_cli.jobs.cluster.units import PLAN, Plan, PlannedFile, read_plan, remove_folder
 from ultraflash_cli.jobs.events import Listener, Warned
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES, Span, divide
-from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
+from ultraflash_cli.jobs.planning.upscale import Prepared, estimate_frames
 from ultraflash_cli.jobs.resume.entries import as_read
 from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.jobs.running.generate import Generation
-from ultraflash_cli.jobs.running.prepare import prepare, prepare_generation
 from ultraflash_cli.jobs.running.source import source_frames
 from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.jobs.running.upscale import Upscaling
@@ -138,7 +138,7 @@ class _Planner:
             warnings.append(message.removesuffix("."))
             self._on_event(Warned(input=source, message=warnings[-1]))
 
-        prepared = prepare(job) if isinstance(job, UpscaleJob) else prepare_generation(job)
+        prepared = prepared_again(job, to_write=True, encodes_here=False)
         self._claims.check(label, prepared.output, is_skipped=prepared.exists)
         if prepared.exists:
             return PlanOutcome(
@@ -189,10 +189,7 @@ class _Planner:
         still exists."""
         if self._plan.joined(file) is not None and not _is_there(Path(file.output)):
             return False
-        if isinstance(job, UpscaleJob):
-            prepared: Prepared | PreparedGeneration = prepare(job, to_write=False)
-        else:
-            prepared = prepare_generation(job, to_write=False)
+        prepared = prepared_again(job, to_write=False, encodes_here=False)
         return as_read(_inputs(prepared)) == dict(file.inputs)
 
     def _divide(self, prepared: Prepared | PreparedGeneration) -> tuple[int | None, int, int | None, list[Span], str]:

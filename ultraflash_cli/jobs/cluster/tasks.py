@@ -27,12 +27,12 @@ Build = Callable[[Any], Built[Any]]
 _FACTS = ("device", "precision", "weights", "memory_plan", "planned_bytes", "state_bytes", "settings", "warnings")
 
 
-def prepared_again(job: Job, *, to_write: bool) -> Prepared | PreparedGeneration:
+def prepared_again(job: Job, *, to_write: bool, encodes_here: bool) -> Prepared | PreparedGeneration:
     """Prepare a job of a plan again on this machine. Raises the same errors as
     `prepare`."""
     if isinstance(job, UpscaleJob):
-        return prepare(job, to_write=to_write)
-    return prepare_generation(job, to_write=to_write)
+        return prepare(job, to_write=to_write, encodes_here=encodes_here)
+    return prepare_generation(job, to_write=to_write, encodes_here=encodes_here)
 
 
 def task_of(

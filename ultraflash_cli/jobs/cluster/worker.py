@@ -301,7 +301,7 @@ class Worker:
             job = from_json(unit.file.job, store=self._store)
             if self._device is not None:
                 job = replace(job, device=self._device)
-            self._prepared = unit.file.number, prepared_again(job, to_write=False)
+            self._prepared = unit.file.number, prepared_again(job, to_write=False, encodes_here=True)
         return self._prepared[1]
 
     def _load(self, unit: Unit, prepared: Any) -> Built[Any]:

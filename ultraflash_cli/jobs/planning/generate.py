@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import ConfigError, Remark, UsageError
 from ultraflash_cli.host import check_address_space, usable_cores
+from ultraflash_cli.jobs.planning.feed import expected_fps
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.options import GenerationOptions, SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, example_suffix, low_name, made_name
@@ -176,12 +177,14 @@ def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
         yield job if number == 1 else replace(job, name=f"{job.made_name}-{number}")
 
 
-def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = True) -> PreparedGeneration:
+def prepare_generation(
+    job: GenerateJob, facts: ModelFacts, *, to_write: bool = True, encodes_here: bool = True
+) -> PreparedGeneration:
     """Check and plan a job without writing anything; without `to_write` the output path
-    is not checked.
+    is not checked, without `encodes_here` neither is a GPU's encoder.
 
     Raises UsageError (a length the model cannot make, options the encoder refuses, an output that exists), InputError
-    for the initial clip, OutputError.
+    for the initial clip, DeviceError (an encoder that this machine lacks), OutputError.
     """
     check_address_space()
     named = followed(job.output) if job.output is not None else None
@@ -191,7 +194,7 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
         _check_target(named, job)
 
     from ultraflash_cli.video.containers import plan_alone
-    from ultraflash_cli.video.encode import check_encoder
+    from ultraflash_cli.video.encoders import check_encoder
     from ultraflash_cli.video.probe import probe
 
     clip = probe(job.init_clip) if job.init_clip is not None else None
@@ -213,8 +216,20 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
         asked_suffix(named, job.stdout, job.codec),
     )
     threads = job.threads or usable_cores()
-    spec = _spec(job, made.base_size, scale, rate=rate, threads=threads, suffix=suffix)
-    low_spec = _spec(job, made.base_size, 1, rate=rate, threads=threads, suffix=suffix) if job.save_lr else None
+    fed_fps = expected_fps(
+        model,
+        job.device,
+        width_px=scale * made.base_size[1],
+        height_px=scale * made.base_size[0],
+        generates=True,
+        facts=facts,
+    )
+    spec = _spec(job, made.base_size, scale, rate=rate, threads=threads, suffix=suffix, fed_fps=fed_fps)
+    low_spec = None
+    if job.save_lr:
+        # Both clips share the cores: the small one is encoded as fast as the large one.
+        low_fps = fed_fps and fed_fps * scale**2
+        low_spec = _spec(job, made.base_size, 1, rate=rate, threads=threads, suffix=suffix, fed_fps=low_fps)
     streams = plan_alone(suffix, codec=spec.codec, frame_s=1 / rate)
 
     output = named or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
@@ -230,7 +245,7 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
         written = round(Fraction(made.frames, made.fps) * rate)
         _check_space(output, job, [each for each in (spec, low_spec) if each is not None], written)
     if not exists:
-        check_encoder(spec)
+        check_encoder(spec, encodes_here=encodes_here)
 
     label = output_label(output, job.stdout and job.stdout_name)
     notes = (*link_notes(job.output), *streams.notes, *made.remarks)
@@ -262,7 +277,14 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
 
 
 def _spec(
-    job: GenerateJob, base_size: tuple[int, int], scale: int, *, rate: Fraction, threads: int, suffix: str | None
+    job: GenerateJob,
+    base_size: tuple[int, int],
+    scale: int,
+    *,
+    rate: Fraction,
+    threads: int,
+    suffix: str | None,
+    fed_fps: float | None,
 ) -> "EncodeSpec":
     """Return the encoder settings at `scale` times the base size (height, width)."""
     from ultraflash_cli.video.encode import made_spec
@@ -277,6 +299,7 @@ def _spec(
         enc_options=job.enc_options,
         threads=threads,
         suffix=suffix,
+        fed_fps=fed_fps,
     )
 
 

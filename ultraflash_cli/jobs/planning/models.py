@@ -17,6 +17,10 @@ class ModelFacts(Protocol):
         `store` and there is a GPU."""
         ...
 
+    def has_cuda(self) -> bool:
+        """Return whether torch can use an NVIDIA GPU, which `--device auto` chooses."""
+        ...
+
     def invents_texture(self, model: str) -> bool:
         """Return whether a model adds texture to flat colours."""
         ...

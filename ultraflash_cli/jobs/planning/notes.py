@@ -82,11 +82,10 @@ def _listed(words: list[str]) -> str:
 def _photo_losses(info: "ClipInfo", spec: "EncodeSpec", suffix: str) -> Iterator[str]:
     """Yield what the output cannot hold of that which pictures carry beside their
     pixels, and of the meaning of their colours."""
-    from ultraflash_cli.video.codecs import CODECS
     from ultraflash_cli.video.description import unusual_colors
     from ultraflash_cli.video.photos import misfits, photo_data
 
-    is_jpeg = CODECS[spec.codec].is_jfif
+    is_jpeg = spec.capabilities.is_jfif
     becomes_pictures = suffix in WRITTEN_PICTURES and isinstance(info.source, ImageSequence)
     is_picture = may_be_photo(info.source) or is_photo(info)
     carried = photo_data(info.source) if is_picture or becomes_pictures else {}

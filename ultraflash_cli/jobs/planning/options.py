@@ -4,7 +4,7 @@ place, and checks of those they share."""
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, get_args
 
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.flags import Flag, meant
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CODECS",
     "DECODERS",
+    "ENCODERS",
     "MODELS",
     "MOST_THREADS",
     "ComputeOptions",
@@ -32,9 +33,14 @@ __all__ = [
     "as_pairs",
 ]
 
-Codec = Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "jpeg", "y4m"]
-CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "jpeg", "y4m")
-DECODERS = ("auto", "tiny", "ultra")
+_InSoftware = Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "jpeg", "y4m"]
+_OnGpu = Literal["h264_nvenc", "hevc_nvenc", "av1_nvenc"]
+Codec = Literal[_InSoftware, _OnGpu]
+CODECS: tuple[str, ...] = get_args(Codec)
+Decoder = Literal["auto", "tiny", "ultra"]
+Encoder = Literal["auto", "tiny", "wan-vae"]
+ENCODERS: tuple[str, ...] = get_args(Encoder)
+DECODERS: tuple[str, ...] = get_args(Decoder)
 MODELS = ("auto", "lite", "ultraflash")
 """Values of `--model`; trial models are not listed."""
 MOST_THREADS = 1024
@@ -87,7 +93,7 @@ class ModelOptions(ModelName):
     """The model to run, its parts and its noise."""
 
     decoder: Annotated[
-        Literal["auto", "tiny", "ultra"],
+        Decoder,
         Flag(names=("--decoder",), help="Decoder from latents to frames; ultra: the larger one of ultraflash."),
     ] = "auto"
     seed: Annotated[int, Flag(names=("--seed",), metavar="N", help="Seed of the model's noise.")] = 0
@@ -106,7 +112,11 @@ class EncodingOptions(_Options):
 
     codec: Annotated[
         Codec,
-        Flag(names=("--codec",), help="Video codec; png, jpeg: numbered images, y4m: raw frames for another program."),
+        Flag(
+            names=("--codec",),
+            help="Video codec; png, jpeg: numbered images, y4m: raw frames for another program. The last three are "
+            "encoded by an NVIDIA GPU.",
+        ),
     ] = "auto"
     crf: Annotated[
         int | None, Flag(names=("--crf",), metavar="N", help="Encoding quality; lower is better and larger.")
@@ -265,7 +275,7 @@ class UpscalingOptions(SharedOptions, TargetOptions):
         str | None, Flag(names=("--prompt",), metavar="TEXT", help="What the clip shows; for ultraflash.")
     ] = None
     encoder: Annotated[
-        Literal["auto", "tiny", "wan-vae"],
+        Encoder,
         Flag(
             names=("--encoder",),
             help="Encoder from frames to latents; wan-vae: the larger, slower one of ultraflash.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ultraflash_cli.engine.plan import LARGEST_SIDE_PX, SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.host import check_address_space, usable_cores
+from ultraflash_cli.jobs.planning.feed import expected_fps
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, check_guard
 from ultraflash_cli.jobs.planning.inputs import (
     find_input,
@@ -22,7 +23,7 @@ from ultraflash_cli.jobs.planning.inputs import (
 )
 from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.notes import content_warnings, plan_warnings
-from ultraflash_cli.jobs.planning.options import SharedSettings, UpscalingOptions
+from ultraflash_cli.jobs.planning.options import ENCODERS, SharedSettings, UpscalingOptions
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, example_suffix, made_name, makes_pictures
 from ultraflash_cli.jobs.planning.restoring import check_restoring, reading_of, shape_warning, with_shape
 from ultraflash_cli.jobs.planning.target import (
@@ -57,7 +58,6 @@ __all__ = [
     "prepare",
 ]
 
-ENCODERS = ("auto", "tiny", "wan-vae")
 _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
 _FASTEST = 240
 
@@ -161,13 +161,14 @@ def default_res(width_px: int, height_px: int) -> str:
     return "2x"
 
 
-def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Prepared:
+def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encodes_here: bool = True) -> Prepared:
     """Check and plan a job without writing anything; without `to_write` the output path
-    is not checked. Raises UsageError (an impossible target, options that the encoder
-    rejects, an output that exists), InputError, OutputError.
+    is not checked, without `encodes_here` neither is a GPU's encoder. Raises UsageError
+    (an impossible target, options that the encoder rejects, an output that exists),
+    InputError, DeviceError (an encoder that this machine lacks), OutputError.
     """
     from ultraflash_cli.video.color import picture_color
-    from ultraflash_cli.video.encode import check_encoder
+    from ultraflash_cli.video.encoders import check_encoder
     from ultraflash_cli.video.probe import probe, surveyed
     from ultraflash_cli.video.sequence import ImageSequence
 
@@ -217,7 +218,9 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
         fps = None
     is_pictures = photo or isinstance(source, ImageSequence)
     seen = replace(info, color=picture_color(info.color)) if is_pictures else info
-    spec = _spec(job, seen, plan, fps=fps, threads=threads, suffix=suffix)
+    model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS, facts=facts)
+    fed_fps = expected_fps(model, job.device, width_px=plan.target[1], height_px=plan.target[0], facts=facts)
+    spec = _spec(job, seen, plan, fps=fps, threads=threads, suffix=suffix, fed_fps=fed_fps)
     streams = _kept_streams(job, info, suffix, spec.codec, fps)
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
@@ -232,9 +235,8 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
     if to_write and not exists:
         _check_space(output, job, info, spec, window)
     if not exists:
-        check_encoder(spec)
+        check_encoder(spec, encodes_here=encodes_here)
 
-    model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS, facts=facts)
     return Prepared(
         job=job,
         info=info,
@@ -261,7 +263,14 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
 
 
 def _spec(
-    job: UpscaleJob, info: "ClipInfo", plan: UpscalePlan, *, fps: Fraction | None, threads: int, suffix: str | None
+    job: UpscaleJob,
+    info: "ClipInfo",
+    plan: UpscalePlan,
+    *,
+    fps: Fraction | None,
+    threads: int,
+    suffix: str | None,
+    fed_fps: float | None,
 ) -> "EncodeSpec":
     """Return the encoder settings of the clip, doubled in width if the plain resampling
     is shown next to it."""
@@ -283,6 +292,7 @@ def _spec(
         time_base=made_times(fps)[0] if fps is not None else None,
         rate=fps,
         suffix=suffix,
+        fed_fps=fed_fps,
     )
 
 

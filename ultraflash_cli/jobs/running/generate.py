@@ -105,6 +105,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
             scale=prepared.scale,
             model=prepared.model,
             codec=spec.codec,
+            encoder=spec.encoder,
             pix_fmt=spec.pix_fmt,
             frames_total=prepared.frames,
             kept=(),

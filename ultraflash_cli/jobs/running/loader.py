@@ -60,7 +60,6 @@ from ultraflash_cli.models.profile import (
 )
 from ultraflash_cli.models.prompts import embed_prompts, is_embedded, prompt_read
 from ultraflash_cli.models.shelf import Shelf
-from ultraflash_cli.video.codecs import CODECS
 from ultraflash_cli.video.color import FULL, scale_matrix
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_kernels.frames_to_yuv import Matrix
@@ -358,7 +357,7 @@ def planes_for(spec: EncodeSpec | None, device: torch.device) -> YuvFormat | Non
     bits = None if spec is None else _PLANE_BITS.get(spec.pix_fmt)
     if device.type != "cuda" or spec is None or bits is None or spec.turns:
         return None
-    if CODECS[spec.codec].is_jfif:
+    if spec.capabilities.is_jfif:
         return None  # chroma between the pixels
     matrix = _PLANE_MATRICES.get(scale_matrix(spec.color))
     return None if matrix is None else YuvFormat(matrix=matrix, full_range=spec.color.range == FULL, bits=bits)

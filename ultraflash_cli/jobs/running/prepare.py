@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["foreseen", "prepare", "prepare_generation"]
 
 
-def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
+def prepare(job: UpscaleJob, *, to_write: bool = True, encodes_here: bool = True) -> Prepared:
     """See `planning.upscale.prepare`."""
-    return plan_upscale(job, _Facts(), to_write=to_write)
+    return plan_upscale(job, _Facts(), to_write=to_write, encodes_here=encodes_here)
 
 
-def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:
+def prepare_generation(job: GenerateJob, *, to_write: bool = True, encodes_here: bool = True) -> PreparedGeneration:
     """See `planning.generate.prepare_generation`."""
-    return plan_generation(job, _Facts(), to_write=to_write)
+    return plan_generation(job, _Facts(), to_write=to_write, encodes_here=encodes_here)
 
 
 def foreseen(prepared: Prepared | PreparedGeneration) -> list[str]:
@@ -47,6 +47,11 @@ class _Facts:
         from ultraflash_cli.models.profile import ultraflash_runs
 
         return ultraflash_runs(store, scale=scale, parts=parts)
+
+    def has_cuda(self) -> bool:
+        import torch
+
+        return torch.cuda.is_available()
 
     def invents_texture(self, model: str) -> bool:
         from ultraflash_cli.engine.profiles import PROFILES

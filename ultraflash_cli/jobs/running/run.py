@@ -313,7 +313,7 @@ def fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, objec
         "--device": built.device if task.numbers_devices else built.device.partition(":")[0],
         "--precision": built.precision,
         "--threads": task.prepared.threads,
-        "--codec": spec.codec,
+        "--codec": spec.codec_name,
         "--crf": spec.crf,
         "--pix-fmt": spec.pix_fmt,
         "--enc-opt": job.enc_options,

@@ -119,6 +119,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             scale=prepared.plan.scale,
             model=prepared.model,
             codec=spec.codec,
+            encoder=spec.encoder,
             pix_fmt=spec.pix_fmt,
             frames_total=self.total_frames,
             kept=(
