@@ -16,6 +16,7 @@ from ultraflash_cli.engine.footprint.plan import PairedPlan
 from ultraflash_cli.engine.gpu_streams import CudaStream
 from ultraflash_cli.engine.profiles import LITE, ULTRAFLASH
 from ultraflash_cli.errors import ConfigError, DeviceError, Interrupted, OutOfMemory, UsageError
+from ultraflash_cli.jobs import doctor
 from ultraflash_cli.jobs.events import Event, Retrying, Started
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.running import loader, report
@@ -271,3 +272,16 @@ def test_the_options_of_a_job_take_two_devices_and_no_other_list() -> None:
     for device in ("cuda:0,tpu", "cuda:0,", "auto,cuda:1"):
         with pytest.raises(ConfigError, match="--device must be"):
             GenerateJob(prompt="a corgi", device=device)
+
+
+def test_doctor_tells_that_two_gpus_can_generate_one_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 140 * GIGABYTE
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: Properties)
+    for count, ending in ((1, "cuda:0 GPU 0 (140 GB)"), (2, "on two (--device cuda:0,cuda:1)")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        found = doctor._gpu().found
+        assert found.endswith(ending), found
