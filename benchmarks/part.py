@@ -35,7 +35,7 @@ __all__ = ["PARTS", "TARGETS", "Part", "Setting", "Target", "first_group", "main
 OPERATIONS = sorted(
     path.parent.name for path in Path(__file__).parents[1].glob("kernels/ultraflash_kernels/*/bench.py")
 )
-ENGINE_TESTS = ("tests/engine/test_graphs.py", "tests/engine/test_gpu_streams.py")
+ENGINE_TESTS = tuple(f"tests/engine/test_{name}.py" for name in ("graphs", "gpu_streams", "two_devices"))
 MANAGED = "steps,kv"
 """Cache rules that do not depend on picture content: with random weights, decisions of
 the gate would be meaningless."""

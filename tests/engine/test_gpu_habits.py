@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.part import ENGINE_TESTS
 from ultraflash_cli.bench.limits import measure_limits
 from ultraflash_cli.buffers import queue_places, segment_length
 from ultraflash_cli.models.device import choose_device
@@ -20,7 +21,7 @@ def test_the_kernels_tests_are_collected_without_pyav_typer_and_ffmpeg(repositor
     """A GPU image has torch and pytest, and little else."""
     blocked = "import sys; sys.modules.update({name: None for name in ('av', 'typer', 'imageio_ffmpeg', 'rich')})"
     run = "import pytest; sys.exit(pytest.main(['-q', '--collect-only', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
-    tests = ["kernels", "tests/engine/test_graphs.py", "tests/engine/test_gpu_streams.py"]
+    tests = ["kernels", *ENGINE_TESTS]
     command = [sys.executable, "-c", f"{blocked}\n{run}", *tests]
     done = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
     assert done.returncode == 0, done.stdout[-2000:]

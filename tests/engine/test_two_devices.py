@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from tests.engine.standins import LazyCopyEngine, LoggedStream
@@ -238,6 +237,8 @@ class Engine(LazyCopyEngine):
 
 
 def test_each_device_copies_its_own_part_of_a_state_into_one_file() -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+
     class OnFirst(Tensor):
         device = torch.device("cuda", 0)
 
@@ -250,8 +251,8 @@ def test_each_device_copies_its_own_part_of_a_state_into_one_file() -> None:
     for tensor in state.values():
         tensor.zero_()
     content = b"".join(bytes(piece) for piece in snapshot.pieces())
-    assert first.waits == second.waits == 1 and content == save(expected)
-    assert load(content).keys() == state.keys()
+    assert first.waits == second.waits == 1 and content == safetensors.save(expected)
+    assert safetensors.load(content).keys() == state.keys()
     snapshot.release()
     taker.take(state)
     assert len(first.buffers) == len(second.buffers) == 1, "both buffers are used again"
@@ -262,10 +263,11 @@ def test_one_device_takes_its_states_alone() -> None:
 
 
 @pytest.mark.gpu
-def test_on_two_gpus_the_frames_are_those_of_one() -> None:
-    if torch.cuda.device_count() < 2:
+@pytest.mark.parametrize("other", [0, 1], ids=["through pinned memory and back", "on two GPUs"])
+def test_on_gpus_the_frames_are_those_of_one_device(other: int) -> None:
+    if torch.cuda.device_count() <= other:
         pytest.skip("needs two GPUs")
-    first, second = (torch.device("cuda", index) for index in range(2))
+    first, second = torch.device("cuda", 0), torch.device("cuda", other)
     plain, paired = video(PLAN), video(PLAN, bridge=bridge_between(first, second))
     for model, later in ((plain, first), (paired, second)):
         assert isinstance(model.refiner, Refiner) and model.refiner.sr_dit is not None

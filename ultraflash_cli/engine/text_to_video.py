@@ -115,7 +115,11 @@ class TextToVideo:
         self.noise = noise
         self.streams = streams
         self.bridge = bridge
-        self.frames_device = self.device if bridge is None else bridge.device
+
+    @property
+    def frames_device(self) -> torch.device:
+        """The device of everything after the generator."""
+        return self.device if self.bridge is None else self.bridge.device
 
     def init_state(
         self,
