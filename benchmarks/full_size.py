@@ -40,7 +40,7 @@ from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import OutOfMemory
 from ultraflash_cli.host import peak_rss_bytes
 from ultraflash_cli.models.build import build_text_to_video, build_upscaler
-from ultraflash_cli.models.device import stage_precisions
+from ultraflash_cli.models.device import fp8_parts, stage_precisions
 from ultraflash_cli.models.profile import under_memory_plan
 from ultraflash_cli.models.shelf import RandomShelf
 
@@ -179,6 +179,7 @@ def _work(setup: Setup, profile: Profile, path: str) -> MemoryWork:
         decoder=profile.decoder,
         source=profile.base_size if path == "pixels" else None,
         dtype_of=setup.dtype_of,
+        fp8_parts=fp8_parts(setup.precision),
         on_gpu=setup.device.type == "cuda",
     )
 

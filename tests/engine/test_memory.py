@@ -62,6 +62,18 @@ def test_the_caches_take_what_the_architecture_says(scale: int, long: bool, name
     assert part(plan, name) / 1e9 == pytest.approx(gigabytes, abs=0.005)
 
 
+@pytest.mark.parametrize(("scale", "gigabytes"), [(2, 3.82), (3, 8.83)], ids=["1K", "2K"])
+def test_in_8_bits_the_caches_and_a_saved_state_take_half(scale: int, gigabytes: float) -> None:
+    """A byte for each number, four for each token of each head, and the means of blocks."""
+    work = published(scale, generates=False)
+    whole, small = plan_memory(work), plan_memory(replace(work, fp8_parts=frozenset({"sr_dit"})))
+    rings = "SR transformer KV rings"
+    assert part(small, rings) / 1e9 == pytest.approx(gigabytes, abs=0.005)
+    assert whole.state_bytes - small.state_bytes == part(whole, rings) - part(small, rings)
+    assert whole.total - small.total > part(whole, rings) - part(small, rings)
+    assert part(small, "SR transformer weights") == part(whole, "SR transformer weights")
+
+
 def test_the_weights_are_counted_exactly() -> None:
     plan = plan_memory(published(2, generates=True))
     assert part(plan, "generator weights") == 2 * 1_418_996_800

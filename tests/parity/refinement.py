@@ -21,7 +21,7 @@ from ultraflash_cli.weights.convert import RULES as WRAPPER_RULES
 from ultraflash_cli.weights.convert import normalise
 from ultraflash_kernels.block_topk import block_topk
 
-__all__ = ["RUNNERS"]
+__all__ = ["RUNNERS", "sr_dit_config"]
 
 
 def _upsampler_v1(vectors: VectorSet) -> None:
@@ -244,27 +244,30 @@ class _RecordedSrDit(SrDit):
         return result
 
 
+def sr_dit_config(vectors: VectorSet) -> SrDitConfig:
+    """Return the config of the network of an ``sr_dit`` set."""
+    config = vectors.config
+    _, _, _, patch_rows, patch_cols = vectors.weights()["patch_embedding.weight"].shape
+    kv_len = config["kv_len"] if isinstance(config["kv_len"], list) else [config["kv_len"]]
+    return SrDitConfig(
+        **{key: config[key] for key in ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim")},
+        text_len=config["text_len"],
+        latent_channels=config["out_dim"],
+        patch=(1, patch_rows, patch_cols),
+        local_range=config["sparse_local_range"],
+        ref_spatial_tokens=config["sparse_ref_spatial_tokens"],
+        top_k_ratio=config["sparse_top_k_ratio"],
+        kv_schedule=tuple(kv_len),
+        group_latents=max(config["group_frames"]),
+        timestep=config.get("timestep", 1000.0),
+        mask_dtype=config.get("mask_dtype", "float32"),
+    )
+
+
 def _refine(vectors: VectorSet, by_lists: bool) -> None:
     config, io, weights = vectors.config, vectors.io, vectors.weights()
     groups: list[int] = config["group_frames"]
-    _, _, _, patch_rows, patch_cols = weights["patch_embedding.weight"].shape
-    kv_len = config["kv_len"] if isinstance(config["kv_len"], list) else [config["kv_len"]]
-    stage = _RecordedSrDit(
-        SrDitConfig(
-            **{key: config[key] for key in ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim")},
-            text_len=config["text_len"],
-            latent_channels=config["out_dim"],
-            patch=(1, patch_rows, patch_cols),
-            local_range=config["sparse_local_range"],
-            ref_spatial_tokens=config["sparse_ref_spatial_tokens"],
-            top_k_ratio=config["sparse_top_k_ratio"],
-            kv_schedule=tuple(kv_len),
-            group_latents=max(groups),
-            timestep=config.get("timestep", 1000.0),
-            mask_dtype=config.get("mask_dtype", "float32"),
-        ),
-        by_lists=by_lists,
-    )
+    stage = _RecordedSrDit(sr_dit_config(vectors), by_lists=by_lists)
     stage.load_state_dict(weights)
     weights_dtype = getattr(torch, config.get("dtype", "float32"))
     stage.to(weights_dtype)

@@ -61,15 +61,16 @@ def plan_upscale_memory(
     *,
     device: torch.device,
     dtype_of: Callable[[str], torch.dtype],
+    fp8_parts: frozenset[str] = frozenset(),
     budget_bytes: int | None = None,
     encodes_text: bool = True,
     deep: bool = False,
 ) -> MemoryPlan:
     """Plan the memory of an upscale with ``profile``, its coders as chosen.
 
-    ``encodes_text`` is False if the prompt's embedding is already known; ``deep``
-    frames have 16 bits. Raises OutOfMemory if the smallest plan does not fit
-    ``budget_bytes`` (None: not known).
+    ``fp8_parts`` are in 8 bits, see ``MemoryWork``; ``encodes_text`` is False if the
+    prompt's embedding is already known; ``deep`` frames have 16 bits. Raises OutOfMemory
+    if the smallest plan does not fit ``budget_bytes`` (None: not known).
     """
     profile = profile.at_scale(plan.scale)
     height_px, width_px = plan.padded
@@ -87,6 +88,7 @@ def plan_upscale_memory(
         source=plan.source,
         target=plan.target,
         dtype_of=dtype_of,
+        fp8_parts=fp8_parts,
         on_gpu=device.type != "cpu",
         queue_bytes=_queue_bytes(*frames, group_frames=FRAMES_PER_LATENT * profile.group_latents),
     )
@@ -99,6 +101,7 @@ def plan_generation_memory(
     scale: int,
     device: torch.device,
     dtype_of: Callable[[str], torch.dtype],
+    fp8_parts: frozenset[str] = frozenset(),
     long: bool = False,
     low_frames: bool = False,
     clip: GenerationPlan | None = None,
@@ -114,6 +117,7 @@ def plan_generation_memory(
         profile,
         scale=scale,
         dtype_of=dtype_of,
+        fp8_parts=fp8_parts,
         on_gpu=device.type != "cpu",
         long=long,
         low_frames=low_frames,
@@ -129,6 +133,7 @@ def plan_paired_memory(
     scale: int,
     devices: Sequence[torch.device],
     dtype_of: Callable[[str], torch.dtype],
+    fp8_parts: frozenset[str] = frozenset(),
     long: bool = False,
     low_frames: bool = False,
     clip: GenerationPlan | None = None,
@@ -143,6 +148,7 @@ def plan_paired_memory(
         profile,
         scale=scale,
         dtype_of=dtype_of,
+        fp8_parts=fp8_parts,
         on_gpu=devices[0].type != "cpu",
         long=long,
         low_frames=low_frames,
@@ -166,6 +172,7 @@ def _generation_work(
     *,
     scale: int,
     dtype_of: Callable[[str], torch.dtype],
+    fp8_parts: frozenset[str],
     on_gpu: bool,
     long: bool,
     low_frames: bool,
@@ -195,6 +202,7 @@ def _generation_work(
         decoder=profile.decoder if refines else None,
         low_decoder=profile.base_decoder if low_frames else None,
         dtype_of=dtype_of,
+        fp8_parts=fp8_parts,
         on_gpu=on_gpu,
         queue_bytes=_queue_bytes(
             frame_bytes,

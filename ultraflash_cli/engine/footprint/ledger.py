@@ -245,9 +245,9 @@ def _add_upsampler(
 def _add_sr_dit(
     ledger: _Ledger, work: MemoryWork, config: SrDitConfig, settled: tuple[str, ...]
 ) -> None:
-    dtype = work.dtype_of("sr_dit")
+    dtype, fp8 = work.dtype_of("sr_dit"), "sr_dit" in work.fp8_parts
     height, width = work.high
-    state = initial_state(config, dtype, work.batch, height, width)
+    state = initial_state(config, dtype, work.batch, height, width, fp8=fp8)
     ledger.add(
         "SR transformer weights",
         parameters(config) * dtype.itemsize,
@@ -380,11 +380,11 @@ def saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
         ("pixels", work.pixels, shown),
     )
 
-    saved = sum(
-        state_bytes(initial_state(c, work.dtype_of(part), work.batch, *size))
-        for part, c, size in stages
-        if c
-    )
+    saved = 0
+    for part, config, size in stages:
+        if config:
+            dtype, fp8 = work.dtype_of(part), part == "sr_dit" and part in work.fp8_parts
+            saved += state_bytes(initial_state(config, dtype, work.batch, *size, fp8=fp8))
     return saved + _ahead_bytes(work)
 
 

@@ -1,5 +1,6 @@
 """Parameters and states of networks, counted exactly on meta networks."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from ultraflash_cli.engine.networks import NETWORKS
 from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
-from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 
 __all__ = ["initial_state", "parameters"]
@@ -21,8 +22,12 @@ device takes a second."""
 
 
 @lru_cache(maxsize=32)
-def _network(config: Any) -> nn.Module:
-    """Return a network without storage."""
+def _network(config: Any, *, fp8: bool = False) -> nn.Module:
+    """Return a network without storage, an SR transformer in 8 bits if ``fp8``."""
+    if fp8:
+        network = deepcopy(_network(config))
+        assert isinstance(network, SrDit), "only the SR transformer caches 8 bits"
+        return network.to_fp8()
     is_large = isinstance(config, WanVaeConfig) or getattr(config, "dim", 0) > _SMALL_WIDTH
     with torch.device("meta" if is_large else "cpu"):
         return NETWORKS[type(config)](config).to("meta")
@@ -30,10 +35,17 @@ def _network(config: Any) -> nn.Module:
 
 @lru_cache(maxsize=64)
 def initial_state(
-    config: Any, dtype: torch.dtype, batch: int, height: int, width: int
+    config: Any,
+    dtype: torch.dtype,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    fp8: bool = False,
 ) -> Any:
-    """Return a stage's state before the first frame, without storage."""
-    network: Any = _network(config).to(dtype)
+    """Return a stage's state before the first frame, without storage; with ``fp8`` that
+    of an SR transformer in 8 bits."""
+    network: Any = _network(config, fp8=fp8).to(dtype)
     stage = Sampler(network) if isinstance(config, GeneratorConfig) else network
     return stage.init_state(batch=batch, height=height, width=width)
 

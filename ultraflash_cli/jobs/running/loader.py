@@ -33,6 +33,7 @@ from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.device import (
     choose_device,
     choose_devices,
+    fp8_parts,
     precision_name,
     precision_warnings,
     stage_precisions,
@@ -326,6 +327,7 @@ def _plan_upscale(prepared: Prepared, profile: Profile, device: torch.device, sh
         prepared.plan,
         device=device,
         dtype_of=stage_precisions(profile, job.precision, device),
+        fp8_parts=fp8_parts(job.precision),
         budget_bytes=memory_budget(device, job.max_memory),
         encodes_text=not is_embedded(shelf, profile, prompt, precision=job.precision, device=device),
         deep=prepared.info.bit_depth > 8,
@@ -340,6 +342,7 @@ def _plan_generation(
     work: dict[str, Any] = {
         "scale": prepared.scale,
         "dtype_of": stage_precisions(profile, job.precision, device),
+        "fp8_parts": fp8_parts(job.precision),
         "long": prepared.long,
         "low_frames": prepared.low_spec is not None,
         "clip": prepared.plan,
