@@ -6,10 +6,12 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.cli.photographs import photo, tags_of
 from tests.jobs.doubler import builder
@@ -171,6 +173,60 @@ def test_what_a_clip_cannot_hold_of_a_photo_is_named(tmp_path: Path, capsys: pyt
     assert main(["upscale", str(source), "-o", str(tmp_path / "out.mp4"), "--res", "2x", "-q"]) == 0
     said = "warning: out.mp4: left out: EXIF tags and the colour profile; .png can hold them\n"
     assert said in capsys.readouterr().err
+
+
+TEXT = "gr\u00fc\u00dfe"
+
+
+def with_texts(path: Path) -> Path:
+    """A picture of 300 dots per inch, with a comment and other texts where its format has them."""
+    texts = PngInfo()
+    texts.add_text("Comment", TEXT)
+    texts.add_text("parameters", "a cat, steps: 20", zip=True)
+    texts.add_itxt("Title", "\u65e5\u672c")
+    of_format: dict[str, dict[str, Any]] = {".png": {"pnginfo": texts}, ".jpg": {"comment": TEXT.encode()}}
+    pictures()[0].save(path, dpi=(300, 300), **of_format.get(path.suffix, {}))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp"])
+def test_a_photo_keeps_its_resolution_and_its_texts(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = with_texts(tmp_path / f"a{suffix}")
+    for name in ("out.png", "out.jpg", "again.png", "again.jpg"):
+        if name.startswith("again"):
+            source = tmp_path / f"out{name[-4:]}"
+        assert main(["upscale", str(source), "-o", str(tmp_path / name), "--res", "2x", "-q"]) == 0
+        lost = "warning: out.jpg: left out: text tags; .png can hold them\n"
+        assert capsys.readouterr().err == (lost if (suffix, name) == (".png", "out.jpg") else "")
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+            assert picture.info["dpi"] == pytest.approx((300, 300), abs=0.02)
+            found = dict(getattr(picture, "text", {}))
+            comment = found.pop("Comment", None) or picture.info.get("comment", b"").decode()
+        made = found.pop("ultraflash", None)
+        assert (made is None) == name.endswith(".jpg")
+        texts = {"parameters": "a cat, steps: 20", "Title": "\u65e5\u672c"}
+        assert found == (texts if suffix == name[-4:] == ".png" else {})
+        if suffix in (".jpg", ".png"):
+            assert comment.startswith("ultraflash: ") or comment == TEXT
+            assert (tmp_path / name).read_bytes().count(
+                TEXT.encode("latin-1" if name.endswith("png") else "utf-8")
+            ) == 1
+        assert (tmp_path / name).read_bytes().count(b"ultraflash") == 1
+
+
+def test_pixels_that_are_not_square_have_their_shape_and_no_resolution(tmp_path: Path) -> None:
+    for suffix in (".png", ".jpg"):
+        pictures()[0].save(tmp_path / f"a{suffix}", dpi=(200, 100))
+        for name in ("out.png", "out.jpg"):
+            assert (
+                main(["upscale", str(tmp_path / f"a{suffix}"), "-o", str(tmp_path / name), "--res", "2x", "-qy"]) == 0
+            )
+            with Image.open(tmp_path / name) as picture:
+                shape = picture.info["aspect"] if name == "out.png" else picture.info["jfif_density"]
+                assert "dpi" not in picture.info and shape[0] == 2 * shape[1]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png", ".bmp"])

@@ -8,12 +8,14 @@ import struct
 from collections.abc import Iterator
 
 __all__ = [
+    "APP0",
     "APP1",
     "APP2",
     "APP13",
     "COMMENT",
     "EXIF_HEAD",
     "IPTC_HEAD",
+    "JFIF_HEAD",
     "JPEG_HEAD",
     "PROFILE_HEAD",
     "XMP_HEAD",
@@ -27,6 +29,8 @@ __all__ = [
 
 JPEG_HEAD = b"\xff\xd8\xff"
 """Start of every JPEG: the first marker, and the byte that begins the next one."""
+APP0 = 0xE0
+"""JFIF: the shape of pixels, or the resolution."""
 APP1 = 0xE1
 """EXIF and XMP."""
 APP2 = 0xE2
@@ -35,11 +39,14 @@ APP13 = 0xED
 """Resources of Photoshop, which hold IPTC."""
 COMMENT = 0xFE
 EXIF_HEAD = b"Exif\0\0"
+JFIF_HEAD = b"JFIF\0"
+"""Followed by the version, 2 bytes, the unit, a byte, and pixels across and down per
+unit, 2 bytes each."""
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 PROFILE_HEAD = b"ICC_PROFILE\0"
 """Followed by the number of the part and that of all parts, a byte each."""
 IPTC_HEAD = b"Photoshop 3.0\0"
-_APP0, _APP15 = 0xE0, 0xEF
+_APP15 = 0xEF
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Segments that state the size of the picture; the exceptions are tables."""
 _SCAN = 0xDA
@@ -90,7 +97,7 @@ def with_segments(jpeg: bytes, added: bytes) -> bytes:
     """Return a JPEG with more segments, behind those of applications that it has."""
     end = 2
     for marker, place, content in jpeg_segments(jpeg):
-        if not _APP0 <= marker <= _APP15:
+        if not APP0 <= marker <= _APP15:
             break
         end = place + 4 + len(content)
     return jpeg[:end] + added + jpeg[end:]

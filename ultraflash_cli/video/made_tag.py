@@ -16,7 +16,7 @@ from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.jpeg import COMMENT, JPEG_HEAD, jpeg_segment, jpeg_segments, most_bytes, with_segments
 from ultraflash_cli.video.source import open_input
 
-__all__ = ["append_made", "read_made", "with_made", "with_made_chunk"]
+__all__ = ["append_made", "is_made_comment", "is_made_text", "read_made", "with_made", "with_made_chunk"]
 
 _KEY = "ULTRAFLASH"
 _MATROSKA = (".mkv", ".webm")
@@ -70,6 +70,16 @@ def with_made_chunk(picture: bytes, made: str | None) -> bytes:
         pieces = (text[place : place + most] for place in range(0, len(text), most))
         return with_segments(picture, b"".join(jpeg_segment(COMMENT, _COMMENT_HEAD + piece) for piece in pieces))
     return picture[:PNG_HEAD_BYTES] + png_chunk(b"iTXt", _CHUNK_HEAD + made.encode()) + picture[PNG_HEAD_BYTES:]
+
+
+def is_made_comment(content: bytes) -> bool:
+    """Return whether the comment of a JPEG is our tag."""
+    return content.startswith(_COMMENT_HEAD)
+
+
+def is_made_text(content: bytes) -> bool:
+    """Return whether the content of a PNG's text chunk is our tag."""
+    return content.startswith(_CHUNK_HEAD)
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:

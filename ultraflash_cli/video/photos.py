@@ -1,5 +1,5 @@
-"""What a photo carries beside its pixels: EXIF tags, a colour profile, XMP and IPTC, read
-from any format that FFmpeg reads and written to PNG or JPEG."""
+"""What a photo carries beside its pixels: EXIF tags, a colour profile, XMP, IPTC, texts
+and the resolution, read from any format that FFmpeg reads and written to PNG or JPEG."""
 
 import struct
 import zlib
@@ -12,21 +12,25 @@ from av.error import FFmpegError
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.exif import fitted_exif
 from ultraflash_cli.video.jpeg import (
+    APP0,
     APP1,
     APP2,
     APP13,
+    COMMENT,
     EXIF_HEAD,
     IPTC_HEAD,
+    JFIF_HEAD,
     JPEG_HEAD,
     PROFILE_HEAD,
     XMP_HEAD,
     jpeg_segment,
+    jpeg_segments,
     jpeg_size,
     most_bytes,
     with_segments,
 )
 from ultraflash_cli.video.made_tag import PNG_HEAD_BYTES, png_chunk
-from ultraflash_cli.video.photo_texts import PNG_XMP_HEAD, iptc_resource, photo_texts
+from ultraflash_cli.video.photo_texts import PNG_COMMENT, PNG_XMP_HEAD, iptc_resource, photo_texts
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Source, open_input
@@ -43,15 +47,17 @@ _MOST_IN_JPEG = {
     "XMP": most_bytes(XMP_HEAD),
     "ICC_PROFILE": 255 * _PART_BYTES,
     "IPTC": most_bytes(IPTC_HEAD + iptc_resource(b"")) - 1,
+    "COMMENT": most_bytes(b""),
+    "DENSITY": 4,
 }
 _OTHER_COLORS = (b"cICP", b"cHRM", b"gAMA", b"sRGB")
 """Chunks that describe colours in another way than a profile; readers prefer some."""
 
 
 def photo_data(source: Source, number: int = 0) -> Mapping[str, bytes]:
-    """Return EXIF tags (``EXIF``), colour profile (``ICC_PROFILE``), ``XMP`` and ``IPTC``
-    of a photo, or of the image ``number`` of a sequence, counted from 0; those that it
-    has."""
+    """Return EXIF tags (``EXIF``), colour profile (``ICC_PROFILE``) and what
+    `photo_texts` finds of a photo, or of the image ``number`` of a sequence, counted
+    from 0; those that it has."""
     path = source.picture(number) if isinstance(source, ImageSequence) else source
     # It was readable a moment ago; without its tags the picture is still worth having.
     with suppress(InputError, FFmpegError, OSError, StopIteration), open_input(path) as container:
@@ -69,10 +75,11 @@ def with_photo_data(picture: bytes, data: Mapping[str, bytes]) -> bytes:
 
 def misfits(data: Mapping[str, bytes], codec: str) -> list[str]:
     """Return what pictures of ``codec`` cannot hold of ``data``, by the names of
-    ``photo_data``: everything if it is a codec of clips."""
+    ``photo_data``: everything if it is a codec of clips, where a resolution means
+    nothing."""
     if codec == "png":
         return [kind for kind in data if kind == "IPTC"]
-    most = _MOST_IN_JPEG if codec == "jpeg" else {}
+    most = _MOST_IN_JPEG if codec == "jpeg" else {"DENSITY": 4}
     return [kind for kind, content in data.items() if len(content) > most.get(kind, 0)]
 
 
@@ -84,6 +91,7 @@ def _jpeg_with(jpeg: bytes, data: Mapping[str, bytes]) -> bytes:
         "XMP": fitted_xmp(data.get("XMP", b""), width_px=width_px, height_px=height_px),
         "ICC_PROFILE": profile if profile[16:20] == b"RGB " else b"",
         "IPTC": data.get("IPTC", b""),
+        "COMMENT": data.get("COMMENT", b""),
     }
     too_large = misfits(fitted, "jpeg")
     kept = {kind: content for kind, content in fitted.items() if content and kind not in too_large}
@@ -99,7 +107,21 @@ def _jpeg_with(jpeg: bytes, data: Mapping[str, bytes]) -> bytes:
             added += jpeg_segment(APP2, PROFILE_HEAD + bytes((number, len(parts))) + part)
     if "IPTC" in kept:
         added += jpeg_segment(APP13, IPTC_HEAD + iptc_resource(kept["IPTC"]))
-    return with_segments(jpeg, added)
+    if "COMMENT" in kept:
+        added += jpeg_segment(COMMENT, kept["COMMENT"])
+    return with_segments(_jpeg_with_density(jpeg, data.get("DENSITY")), added)
+
+
+def _jpeg_with_density(jpeg: bytes, density: bytes | None) -> bytes:
+    """Return a JPEG with a resolution in dots per inch, if its pixels are square."""
+    per_inch = round(int.from_bytes(density or b"") * 0.0254)
+    for marker, place, content in jpeg_segments(jpeg):
+        if marker == APP0 and content.startswith(JFIF_HEAD) and 0 < per_inch <= 0xFFFF:
+            start = place + 4 + len(JFIF_HEAD) + 2
+            _, across, down = struct.unpack_from(">BHH", jpeg, start)
+            if across == down:
+                return jpeg[:start] + struct.pack(">BHH", 1, per_inch, per_inch) + jpeg[start + 5 :]
+    return jpeg
 
 
 def _png_with(png: bytes, data: Mapping[str, bytes]) -> bytes:
@@ -111,11 +133,35 @@ def _png_with(png: bytes, data: Mapping[str, bytes]) -> bytes:
     xmp = fitted_xmp(data.get("XMP", b""), width_px=width_px, height_px=height_px)
     if xmp:
         added += png_chunk(b"iTXt", PNG_XMP_HEAD + bytes(4) + xmp)
+    if "COMMENT" in data:
+        added += _comment_chunk(data["COMMENT"])
+    added += data.get("TEXTS", b"")
+    if "DENSITY" in data and _has_square_pixels(png):
+        png = _without(png, (b"pHYs",))
+        added += png_chunk(b"pHYs", 2 * data["DENSITY"] + b"\1")
     profile = data.get("ICC_PROFILE", b"")
     if profile[16:20] == _KINDS.get(png[25]):
         png = _without(png, _OTHER_COLORS)
         added += png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
     return png[:PNG_HEAD_BYTES] + added + png[PNG_HEAD_BYTES:]
+
+
+def _comment_chunk(comment: bytes) -> bytes:
+    """Return a text chunk of a PNG with a comment in UTF-8, or in Latin-1."""
+    try:
+        text = comment.decode()
+    except UnicodeDecodeError:
+        text = comment.decode("latin-1")
+    text = text.replace("\0", "")
+    try:
+        return png_chunk(b"tEXt", PNG_COMMENT + b"\0" + text.encode("latin-1"))
+    except UnicodeEncodeError:
+        return png_chunk(b"iTXt", PNG_COMMENT + bytes(5) + text.encode())
+
+
+def _has_square_pixels(png: bytes) -> bool:
+    shape = next((chunk[8:16] for kind, chunk in _chunks(png) if kind == b"pHYs"), b"")
+    return shape[:4] == shape[4:]
 
 
 def _without(png: bytes, kinds: tuple[bytes, ...]) -> bytes:

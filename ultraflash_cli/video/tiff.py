@@ -15,9 +15,9 @@ _NO_PAGE = 0b101
 _MOST_DIRECTORIES = 10_000
 _MOST_BYTES = 1 << 24
 """Maximum size of a tag that is read."""
-_BYTES_OF_KIND = {1: 1, 2: 1, 3: 2, 4: 4, 7: 1}
+_BYTES_OF_KIND = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1}
 """Size of the kinds of values that are read: bytes, text, numbers of 16 and 32 bits,
-and bytes of any meaning."""
+fractions of two of these, and bytes of any meaning."""
 
 
 def tiff_pages(path: Path) -> int:

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["content_warnings", "plan_warnings"]
 
-_CARRIED = {"EXIF": "EXIF tags", "ICC_PROFILE": "the colour profile", "XMP": "XMP tags", "IPTC": "IPTC tags"}
+_CARRIED = {
+    "EXIF": "EXIF tags",
+    "ICC_PROFILE": "the colour profile",
+    "XMP": "XMP tags",
+    "IPTC": "IPTC tags",
+    "COMMENT": "the comment",
+    "TEXTS": "text tags",
+}
 _LOOKED_AT = 3
 """Number of frames examined to judge the content of a clip."""
 
