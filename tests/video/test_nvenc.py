@@ -13,25 +13,36 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
-from tests.video.clips import ClipPlan, enlarge, make_clip, picture, shown_times
+from tests.video.clips import ClipPlan, enlarge, make_clip, picture, shown_times, write_segments
 from tests.video.fake_nvenc import play_nvenc
 from ultraflash_cli.errors import DeviceError, OutputError, UsageError
 from ultraflash_cli.jobs.planning import options as planned
 from ultraflash_cli.video import nvenc
 from ultraflash_cli.video.check import check_output
 from ultraflash_cli.video.codecs import CODECS
-from ultraflash_cli.video.color import ContentLight
-from ultraflash_cli.video.containers import plan_alone
+from ultraflash_cli.video.color import ColorInfo, ContentLight, MasteringDisplay, content_light, mastering_display
+from ultraflash_cli.video.containers import plan_alone, plan_streams
+from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.encode import choose_spec, losses, made_spec
 from ultraflash_cli.video.encoders import check_encoder, encoder_options
 from ultraflash_cli.video.frame import Frame
-from ultraflash_cli.video.join import join_alone
+from ultraflash_cli.video.join import join, join_alone
 from ultraflash_cli.video.nvenc import NVENC, Opening, check_nvenc, nvenc_options, openings
 from ultraflash_cli.video.nvenc_probe import try_encoder
 from ultraflash_cli.video.probe import ClipInfo, probe
 from ultraflash_cli.video.segment import SegmentWriter
 
 UNEVEN = ClipPlan(pts=(0, 1, 2, 5, 6, 8, 9, 10, 14, 15, 16, 19))
+
+SCREEN = MasteringDisplay(
+    red=(Fraction(34000, 50000), Fraction(16000, 50000)),
+    green=(Fraction(13250, 50000), Fraction(34500, 50000)),
+    blue=(Fraction(7500, 50000), Fraction(3000, 50000)),
+    white=(Fraction(15635, 50000), Fraction(16450, 50000)),
+    darkest_nits=Fraction(1, 200),
+    brightest_nits=Fraction(1000),
+)
+LIGHT = ContentLight(max_cll=990, max_fall=120)
 
 
 @pytest.fixture
@@ -170,11 +181,35 @@ def test_the_pixel_format_is_the_closest_that_the_gpu_encodes(
     assert bool(losses(info, spec)) == (expected in ("yuv420p", "yuv420p10le") and source != expected)
 
 
+@pytest.mark.parametrize(("name", "suffix"), [("hevc_nvenc", ".mp4"), ("hevc_nvenc", ".mkv"), ("h264_nvenc", ".mp4")])
+def test_hdr_metadata_is_put_in_front_of_every_keyframe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
+) -> None:
+    play_nvenc(monkeypatch)
+    color = ColorInfo(matrix=9, primaries=9, transfer=16, range=1)
+    plan = ClipPlan(pts=range(6), size=(64, 64), codec="ffv1", pix_fmt="yuv420p10le", options={}, color=color)
+    info = replace(probe(make_clip(tmp_path / "a.mkv", plan)), mastering_display=SCREEN, content_light=LIGHT)
+    spec = choose_spec(info, width_px=64, height_px=64, codec=name, threads=1)
+    assert not any("HDR" in loss for loss in losses(info, spec))
+    segments = write_segments(tmp_path, spec, list(read_frames(info, warn=print)), per_segment=2)
+    target = tmp_path / f"out{suffix}"
+    join(segments, info, plan_streams(info, suffix, codec=spec.codec), spec, target)
+
+    with av.open(str(target)) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 6
+    keys = [frame for frame in frames if frame.key_frame]
+    assert len(keys) == 3 and all(content_light(frame) == LIGHT for frame in keys)
+    assert all(mastering_display(frame) == SCREEN for frame in keys)
+    assert (probe(target).color, probe(target).bit_depth) == (color, 10 if name == "hevc_nvenc" else 8)
+
+
 def test_hdr_metadata_is_said_to_be_lost_and_who_keeps_it(clip: ClipInfo) -> None:
-    info = replace(clip, content_light=ContentLight(max_cll=1000, max_fall=400))
-    (lost,) = losses(info, choose_spec(info, width_px=64, height_px=48, codec="hevc_nvenc", threads=1))
-    assert lost.endswith("is not kept; hevc_nvenc does not write it, --codec hevc does")
-    assert losses(info, choose_spec(info, width_px=64, height_px=48, codec="hevc", threads=1)) == ()
+    info = replace(clip, content_light=LIGHT)
+    (lost,) = losses(info, choose_spec(info, width_px=64, height_px=48, codec="av1_nvenc", threads=1))
+    assert lost.endswith("is not kept; av1_nvenc does not write it, --codec av1 does")
+    for codec in ("hevc_nvenc", "av1"):
+        assert losses(info, choose_spec(info, width_px=64, height_px=48, codec=codec, threads=1)) == ()
 
 
 @pytest.mark.parametrize(

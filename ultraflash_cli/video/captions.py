@@ -8,7 +8,7 @@ from av.packet import Packet
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["carries_captions", "with_captions"]
+__all__ = ["carries_captions", "escaped", "with_captions"]
 
 _LENGTH_BYTES = 4
 _HEADS = {"h264": bytes([6]), "hevc": bytes([39 << 1, 1])}
@@ -85,10 +85,10 @@ def _unit(captions: bytes, codec: str) -> bytes:
     count = min(_MOST_CAPTIONS, len(captions) // _BYTES_OF_CAPTION)
     content = _ATSC + bytes([0x40 | count, 0xFF]) + captions[: count * _BYTES_OF_CAPTION] + b"\xff"
     size = bytes([_LARGEST]) * (len(content) // _LARGEST) + bytes([len(content) % _LARGEST])
-    return _HEADS[codec] + _escaped(bytes([_REGISTERED]) + size + content + b"\x80")
+    return _HEADS[codec] + escaped(bytes([_REGISTERED]) + size + content + b"\x80")
 
 
-def _escaped(content: bytes) -> bytes:
+def escaped(content: bytes) -> bytes:
     """Escape bytes that would look like the start of another unit."""
     escaped = bytearray()
     zeros = 0

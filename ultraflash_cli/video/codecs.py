@@ -55,6 +55,8 @@ class Codec:
     """Number of cores beyond which it hardly becomes faster."""
     hdr: bool = False
     """Whether the stream can hold HDR metadata."""
+    lacks_hdr_messages: bool = False
+    """Whether HDR metadata has to be added to the packets of the encoder."""
     has_turn: bool = True
     """Whether its containers can store a rotation."""
     is_jfif: bool = False

@@ -18,6 +18,7 @@ from ultraflash_cli.video.color import Picture, as_frame, as_picture, narrowed, 
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.encoders import encoder_options, open_encoder, prepare_encoder
 from ultraflash_cli.video.frame import Frame
+from ultraflash_cli.video.hdr_messages import hdr_messages, with_messages
 from ultraflash_cli.video.partial import output_errors
 from ultraflash_cli.video.segment_file import SegmentFile
 
@@ -46,6 +47,7 @@ class SegmentWriter:
         known = spec.capabilities
         chroma_location = "center" if known.is_jfif else "left"
         self._convert = yuv_filter(spec.color, pix_fmt=spec.pix_fmt, chroma_location=chroma_location)
+        self._messages = hdr_messages(spec) if known.lacks_hdr_messages else b""
         self._first: int | None = None
         self._last: int | None = None
         self._last_duration = 0
@@ -168,7 +170,11 @@ class SegmentWriter:
         return as_frame(pixels, names[2 * self.spec.alpha + deep])
 
     def _mux(self, packets: list[av.Packet]) -> None:
-        for packet in packets:
+        for each in packets:
+            packet = each
+            if self._messages and packet.is_keyframe:
+                packet = with_messages(packet, self._messages, self.spec.codec)
+
             # Encoders sometimes set no decoding times or meaningless ones; join
             # rebuilds them.
             reorders = self.spec.capabilities.reorders

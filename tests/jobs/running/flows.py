@@ -22,6 +22,7 @@ def flow(
     segment: Callable[[Path], TextSegment] = TextSegment,
     source: Callable[[], "list[SourceFrame]"] | None = None,
     frame_bytes: int = 1,
+    segment_frames: int = 12,
 ) -> tuple[Journal, bool]:
     """Run the flow in `folder`, requesting a stop once `stop_at` frames are done."""
     folder.mkdir(exist_ok=True)
@@ -37,7 +38,7 @@ def flow(
         journal,
         lambda path: [segment(path)],
         output=folder / "out.mp4",
-        segment_frames=12,
+        segment_frames=segment_frames,
         seed=0,
         output_frame_bytes=frame_bytes,
         source_frame_bytes=frame_bytes,

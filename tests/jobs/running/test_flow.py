@@ -28,6 +28,30 @@ def test_every_frame_comes_out_once_in_order_with_its_own_time(tmp_path: Path) -
     ]
 
 
+def test_the_model_makes_two_more_groups_of_2k_while_the_encoder_works_on_one_frame(tmp_path: Path) -> None:
+    third_group = threading.Event()
+
+    class Large(FakeUpscaler):
+        def group_frames(self, first: bool) -> int:
+            return 24
+
+        def step(self, state: FakeState, frames: list[np.ndarray]) -> tuple[FakeState, list[np.ndarray]]:
+            state, out = super().step(state, frames)
+            if state.count == 72:
+                third_group.set()
+            return state, out
+
+    class Held(TextSegment):
+        def write(self, frame: Frame) -> None:
+            assert third_group.wait(60), "the model waits for the encoder"
+            super().write(frame)
+
+    journal, _ = flow(
+        tmp_path / "a", count=90, upscaler=Large(), segment=Held, frame_bytes=2496 * 1440 * 3, segment_frames=72
+    )
+    assert journal.complete
+
+
 def test_what_the_model_finished_is_written_before_its_failure_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
