@@ -15,6 +15,15 @@ wait_passively()
 
 import torch  # noqa: E402
 
+HAS_CUDA = torch.cuda.is_available()
+
+if not HAS_CUDA:  # before anything imports triton, as the engine does
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+else:
+    # Deterministic algorithms raise without the first; without the second, float32 convolutions have 10 bits.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.allow_tf32 = False
+
 from ultraflash_cli.engine import foretell  # noqa: E402
 from ultraflash_cli.host import keep_scheduling  # noqa: E402
 
@@ -35,15 +44,6 @@ LONGEST = (
 )
 """Files that take longest. Where several processes share the files, these come first: one that came last would leave
 the other processes idle."""
-HAS_CUDA = torch.cuda.is_available()
-
-if not HAS_CUDA:  # before anything imports triton
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-else:
-    # Deterministic algorithms raise without the first; without the second, float32 convolutions have 10 bits.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.allow_tf32 = False
-
 # No wall clock in tests, and the same examples on every run.
 settings.register_profile("ultraflash", deadline=None, derandomize=True, database=None)
 settings.load_profile("ultraflash")

@@ -72,6 +72,15 @@ def attention(
     forward(new, new, new, lists, *remembered, fill, GRID if tokens == 128 else ())
 
 
+def dense_attention(dtype: torch.dtype) -> None:
+    """Launch dense attention of a chunk of the generator, to its ring."""
+    from ultraflash_kernels.block_sparse_attention import kernel_hopper
+
+    ring = torch.empty((1, 12, 21 * 1560, 128), dtype=dtype, device="meta")[:, :, : 6 * 1560]
+    q = torch.empty((1, 12, 4680, 128), dtype=dtype, device="meta")
+    kernel_hopper.dense(q, ring, ring)
+
+
 def attention_fp8(*, width: int = 128, tokens: int = 128, ring: bool = True) -> None:
     """Launch block-sparse attention in 8 bits of a group of the 2K stage."""
     from ultraflash_kernels.block_sparse_attention import kernel_fp8
@@ -217,6 +226,7 @@ CASES: dict[str, Callable[[], None]] = {
     "block_sparse_attention, fp32, head 128, ring": lambda: attention(torch.float32),
     "block_sparse_attention_hopper, bf16, ring": lambda: attention(torch.bfloat16, hopper=True),
     "block_sparse_attention_hopper, fp16": lambda: attention(torch.float16, ring=False, hopper=True),
+    "block_sparse_attention_hopper, bf16, dense": lambda: dense_attention(torch.bfloat16),
     "block_sparse_attention_fp8, bf16, head 128, ring": attention_fp8,
     "block_sparse_attention_fp8, bf16, head 128": lambda: attention_fp8(ring=False),
     "block_sparse_attention_fp8, bf16, head 32, 32 tokens, ring": lambda: attention_fp8(width=32, tokens=32),

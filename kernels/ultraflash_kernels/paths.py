@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from ultraflash_kernels import dispatch
+from ultraflash_kernels.block_sparse_attention import hopper
 from ultraflash_kernels.fp8_linear import fp8_refusal
 from ultraflash_kernels.linear_gelu.op import device_refusal as gelu_refusal
 from ultraflash_kernels.memory_conv import library
@@ -14,7 +15,6 @@ __all__ = ["KernelPath", "kernel_paths"]
 
 _TRITON = (
     "adaln_modulate",
-    "block_sparse_attention",
     "block_topk",
     "frames_to_yuv",
     "rms_norm",
@@ -39,6 +39,9 @@ def kernel_paths(device: torch.device) -> list[KernelPath]:
     if device.type != "cuda":
         refusal = refusal or f"kernels are for GPUs, this is {device}"
     found = [_by(name, "Triton kernel", refusal) for name in _TRITON]
+    found.append(_by("block_sparse_attention", "Triton kernel", refusal))
+    if refusal is None:
+        found[-1] = KernelPath("block_sparse_attention", *hopper.path(device))
     in_8_bits = fp8_refusal(device)
     found.append(_by("fp8_linear", "torch._scaled_mm", in_8_bits))
     found.append(

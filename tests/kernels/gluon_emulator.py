@@ -20,7 +20,7 @@ from triton.experimental.gluon import language as real_gl
 from ultraflash_kernels import _token_kernels
 from ultraflash_kernels.block_sparse_attention import kernel, kernel_hopper
 
-__all__ = ["THREAD", "Barrier", "emulated", "init", "wait"]
+__all__ = ["THREAD", "Barrier", "FakeGluon", "emulated", "wait"]
 
 THREAD = threading.local()
 """Its ``task``: the emulated one that a thread runs."""
@@ -263,20 +263,21 @@ def wait_for_products(pending: int, deps: Sequence[Any]) -> Any:
 
 
 class FakeGluon:
-    """``triton.experimental.gluon.language`` for tensors on the CPU."""
+    """``triton.experimental.gluon.language`` for tensors on the CPU; ``seed`` selects
+    the order of events."""
 
     int64, float32 = torch.int64, torch.float32
 
     def __init__(self, seed: int) -> None:
         self.seed, self.row = seed, 0
-        self.written: list[Pointer] = []
+        self.written = torch.zeros(0, dtype=torch.bool)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real_gl, name)
 
-    def program_id(self, axis: int) -> int:
+    def program_id(self, axis: int) -> Tensor:
         """Return the number of the program that runs."""
-        return self.row
+        return torch.tensor(self.row)
 
     def load(self, pointer: Pointer) -> Tensor:
         """Load a number."""
@@ -286,7 +287,10 @@ class FakeGluon:
         """Store a tile, which nothing has written before."""
         THREAD.task.pause()
         at = pointer.at.broadcast_to(value.shape)[mask.broadcast_to(value.shape)]
-        assert pointer.elements[at].isnan().all(), "a result is written twice"
+        if self.written.numel() == 0:
+            self.written = torch.zeros(pointer.elements.numel(), dtype=torch.bool)
+        assert not self.written[at].any(), "a result is written twice"
+        self.written[at] = True
         pointer.elements[at] = value[mask.broadcast_to(value.shape)]
 
     def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], _: Any) -> Any:
@@ -326,6 +330,7 @@ class Launcher:
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         def launch(*given: Any, num_warps: int, **options: Any) -> None:
             assert num_warps == 4
+            self.gl.written = torch.zeros(0, dtype=torch.bool)
             for self.gl.row in range(grid[0]):
                 self.body(*(self._seen(each) for each in given), **options)
 
@@ -343,9 +348,8 @@ class Launcher:
         return given
 
 
-def emulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """Return ``kernel_hopper.forward`` for the CPU until ``monkeypatch`` is undone; its
-    ``seed`` selects the order of events."""
+def emulated(monkeypatch: pytest.MonkeyPatch) -> FakeGluon:
+    """Make ``kernel_hopper`` run on the CPU until ``monkeypatch`` is undone."""
     fake = FakeGluon(0)
     for module in (kernel, kernel_hopper, _token_kernels):
         for name, value in list(vars(module).items()):
@@ -367,12 +371,4 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     monkeypatch.setattr(kernel_hopper, "tma", tma)
     launcher = Launcher(kernel_hopper.attention_kernel, fake)
     monkeypatch.setattr(kernel_hopper, "attention_kernel", launcher)
-
-    # Nothing has been written yet.
-    monkeypatch.setattr(kernel_hopper, "output", lambda *given: kernel.output(*given).fill_(math.nan))
-
-    def run(*given: Any, seed: int = 0) -> Tensor:
-        fake.seed = seed
-        return kernel_hopper.forward(*given)
-
-    return run
+    return fake

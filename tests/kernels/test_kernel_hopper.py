@@ -2,14 +2,15 @@
 events, computes the reference."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels.gluon_emulator import THREAD, Barrier, emulated, wait
+from tests.kernels.gluon_emulator import THREAD, Barrier, FakeGluon, emulated, wait
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import block_sparse_attention, kernel_hopper
 from ultraflash_kernels.testing import TOLERANCE
@@ -17,9 +18,11 @@ from ultraflash_kernels.token_order import drop_padding
 
 
 @pytest.fixture
-def emulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """``kernel_hopper.forward`` on the CPU; ``seed`` selects the order of events."""
-    return emulated(monkeypatch)
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGluon]:
+    """The emulator that runs the kernel, in poisoned memory."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield emulated(monkeypatch)
+    torch.use_deterministic_algorithms(False)
 
 
 class Example:
@@ -70,35 +73,49 @@ def assert_close(got: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("strided", [False, True], ids=["blocks apart", "heads together"])
-def test_its_source_computes_the_reference(emulate: Callable[..., Tensor], dtype: torch.dtype, strided: bool) -> None:
+def test_its_source_computes_the_reference(emulator: FakeGluon, dtype: torch.dtype, strided: bool) -> None:
     case = Example(2, 4, 128, dtype=dtype, strided=strided)
-    assert_close(emulate(*case.given()), case.expected())
+    assert_close(kernel_hopper.forward(*case.given()), case.expected())
 
 
 def test_lists_of_every_length_in_many_orders_of_events(
-    emulate: Callable[..., Tensor],
+    emulator: FakeGluon,
 ) -> None:
     case = Example(1, 14, 16, fill=2)
     lengths = torch.arange(14)
     case.mask[:] = (torch.arange(16)[None, :] * 7 + lengths[:, None]) % 16 < lengths[:, None]
     assert sorted(case.mask.sum(-1).flatten().tolist()) == lengths.tolist()
     expected = case.expected()
-    for seed in range(12):
-        assert_close(emulate(*case.given(), seed=seed), expected)
+    for emulator.seed in range(12):
+        assert_close(kernel_hopper.forward(*case.given()), expected)
 
 
-def test_without_a_ring_and_without_padding(emulate: Callable[..., Tensor]) -> None:
+def test_without_a_ring_and_without_padding(emulator: FakeGluon) -> None:
     case = Example(1, 8, 16, fill=0)
     q, k, v, lists, *_ = case.given()
     size, block = (3, 12, 13), (2, 8, 8)
-    got = emulate(q, k, v, lists, None, None, 0, [*size, *block])
+    got = kernel_hopper.forward(q, k, v, lists, None, None, 0, [*size, *block])
     tokens = case.expected().permute(0, 2, 3, 1, 4).flatten(1, 2)
     assert_close(got[:, :, 0].transpose(1, 2), drop_padding(tokens, size, block))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "keys", "width"), [(200, 300, 128), (128, 128, 16), (130, 1, 16), (1, 513, 16)], ids=str
+)
+def test_dense_attention_takes_any_number_of_tokens(emulator: FakeGluon, tokens: int, keys: int, width: int) -> None:
+    random_ = torch.Generator().manual_seed(keys)
+    drawn = torch.randn(3, 2, 2, tokens + keys, width, generator=random_).half()
+    # What is behind the keys must not matter.
+    drawn[1:, :, :, keys:] = math.nan
+    q, k, v = 2 * drawn[0, :, :, :tokens], drawn[1, :, :, :keys], drawn[2, :, :, :keys]
+    got = kernel_hopper.dense(q, k, v)
+    assert got.transpose(1, 2).is_contiguous(), "heads of a token are next to each other"
+    assert_close(got, F.scaled_dot_product_attention(q.double(), k.double(), v.double()))
+
+
 @pytest.mark.parametrize("task", [0, 1, 2], ids=["first half", "second half", "copies"])
 def test_the_emulator_finds_a_task_that_does_not_wait(
-    emulate: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, task: int
+    emulator: FakeGluon, monkeypatch: pytest.MonkeyPatch, task: int
 ) -> None:
     case = Example(1, 6, 16)
     case.mask[:] = True
@@ -108,11 +125,11 @@ def test_the_emulator_finds_a_task_that_does_not_wait(
 
     monkeypatch.setattr(kernel_hopper.mbarrier, "wait", hasty)
     with pytest.raises(AssertionError, match=r"while it is read|not close|than the barrier"):
-        for seed in range(5):
-            assert_close(emulate(*case.given(), seed=seed), case.expected())
+        for emulator.seed in range(5):
+            assert_close(kernel_hopper.forward(*case.given()), case.expected())
 
 
-def test_the_emulator_finds_a_deadlock(emulate: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_emulator_finds_a_deadlock(emulator: FakeGluon, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Example(1, 6, 16)
     case.mask[:] = True
 
@@ -121,4 +138,4 @@ def test_the_emulator_finds_a_deadlock(emulate: Callable[..., Tensor], monkeypat
 
     monkeypatch.setattr(kernel_hopper.mbarrier, "arrive", unheard)
     with pytest.raises(AssertionError, match="a deadlock"):
-        emulate(*case.given())
+        kernel_hopper.forward(*case.given())

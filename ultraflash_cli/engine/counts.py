@@ -103,6 +103,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.ultraflash.block_list_attention: _block_list_flops,
         torch.ops.ultraflash.block_list_attention_fp8: _block_list_flops,
+        torch.ops.ultraflash.block_list_attention_hopper: _block_list_flops,
+        torch.ops.ultraflash.dense_attention: _attention_flops,
         torch.ops.ultraflash.memory_conv: _memory_conv_flops,
     }
 

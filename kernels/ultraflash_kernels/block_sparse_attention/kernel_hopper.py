@@ -27,8 +27,10 @@ from ultraflash_kernels.block_sparse_attention.kernel import (
 )
 from ultraflash_kernels.dispatch import on_its_device
 
-__all__ = ["forward"]
+__all__ = ["REGISTERS", "TOKENS", "dense", "forward"]
 
+TOKENS = 128
+"""Tokens of a block, and channels of a head."""
 STAGES = 3
 """Blocks of keys, and of values, in shared memory."""
 REGISTERS = {"CONSUMER": 240, "PRODUCER": 24}
@@ -64,19 +66,24 @@ def produce(
     row,
     listed,
     fill,
+    DENSE: gl.constexpr,
     T: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """Copy the queries of a row, then the keys and values in its list.
 
     ``row`` is sample, head and query block; ``listed`` the list's address and length.
+    Without lists, the last block comes first.
     """
     q, k, v, ring_k, ring_v = tensors
     sample, head, block = row
     blocks, count = listed
     copy_block(q, [sample, head, block * T, 0], full[0], smem[0])
     for at in range(count):
-        index = gl.load(blocks + at)
+        if DENSE:
+            index = (at + count - 1) % count
+        else:
+            index = gl.load(blocks + at)
         if index < fill:
             place = [sample, head, index * T, 0]
             copy_pair(ring_k, ring_v, place, smem, full, empty, at, STAGES)
@@ -111,6 +118,7 @@ def multiply_values(p, values, v_full, acc, at, STAGES: gl.constexpr):
 def consume(
     work,
     HALF: gl.constexpr,
+    DENSE: gl.constexpr,
     STAGES: gl.constexpr,
     BLOCK_T: gl.constexpr,
     BLOCK_Y: gl.constexpr,
@@ -126,7 +134,7 @@ def consume(
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
     ROWS: gl.constexpr = gl.SliceLayout(1, MMA)
-    smem, full, empty, count, scale, target = work
+    smem, full, empty, count, keys_left, scale, target = work
     queries, keys, values = smem
     q_full, k_full, v_full = full
     k_empty, v_empty = empty
@@ -145,6 +153,10 @@ def consume(
         scores = multiply_keys(query, keys, zero, 0, STAGES)
         qk = hopper.warpgroup_mma_wait(0, deps=[scores])
         mbarrier.arrive(k_empty.index(0), count=1)
+        if DENSE:
+            # Only the first block can be a part of one.
+            key = gl.arange(0, T, layout=gl.SliceLayout(0, MMA))
+            qk = gl.where((key < keys_left)[None, :], qk, -float("inf"))
         m_i, l_i, p, alpha = softmax_step(m_i, l_i, qk, scale)
         weights = gl.convert_layout(p.to(dtype), WEIGHTS)
         mbarrier.wait(k_full.index(1), 0, pred=count > 1)
@@ -169,11 +181,11 @@ def consume(
         acc = hopper.warpgroup_mma_wait(0, deps=[sums])
 
     # A row with an empty list returns zeros.
-    to, block, o_block, o_token, size, grid = target
+    to, block, tokens_left, o_block, o_token, size, grid = target
     acc = acc / gl.where(l_i == 0.0, 1.0, l_i)[:, None]
     token = 64 * HALF + gl.arange(0, 64, layout=ROWS)
     col = gl.arange(0, D, layout=gl.SliceLayout(0, MMA))
-    mask = (token < T)[:, None]
+    mask = (token < tokens_left)[:, None]
     to, mask = out_places(
         to, mask, block, token, o_block, o_token, size, grid, BLOCK_T, BLOCK_Y, BLOCK_X
     )
@@ -181,7 +193,7 @@ def consume(
 
 
 # One program for every group of a clip.
-@gluon.jit(do_not_specialize=["heads", "queries", "fill", "frames"])
+@gluon.jit(do_not_specialize=["heads", "queries", "tokens", "keys", "fill", "frames"])
 def attention_kernel(
     q,
     k,
@@ -194,6 +206,8 @@ def attention_kernel(
     order,
     heads,
     queries,
+    tokens,
+    keys,
     fill,
     scale,
     o_sample,
@@ -205,6 +219,7 @@ def attention_kernel(
     cols,
     grid_rows,
     grid_cols,
+    DENSE: gl.constexpr,
     STAGES: gl.constexpr,
     CONSUMER: gl.constexpr,
     PRODUCER: gl.constexpr,
@@ -214,16 +229,26 @@ def attention_kernel(
 ):
     """Compute the next row in ``order``: see ``kernel.attention_kernel``. ``q``, ``k``,
     ``v`` and the ring are descriptors of ``[B, H, tokens, D]`` that copy ``[1, 1, T,
-    D]``. ``CONSUMER`` and ``PRODUCER`` are registers per thread.
+    D]``. A head has ``tokens`` queries; with ``DENSE`` they attend to all of its
+    ``keys``, and there are no lists. ``CONSUMER`` and ``PRODUCER`` are registers per
+    thread.
     """
     T: gl.constexpr = q.block_shape[2]
     D: gl.constexpr = q.block_shape[3]
-    row = gl.load(order + gl.program_id(0))
+    if DENSE:
+        row = gl.program_id(0)
+    else:
+        row = gl.load(order + gl.program_id(0))
     sample = row // queries // heads
     head = row // queries % heads
     block = row % queries
-    first = gl.load(starts + row)
-    count = gl.load(starts + row + 1) - first
+    if DENSE:
+        count = (keys + T - 1) // T
+        listed = (blocks, count)
+    else:
+        first = gl.load(starts + row)
+        count = gl.load(starts + row + 1) - first
+        listed = (blocks + first, count)
 
     smem = (
         gl.allocate_shared_memory(q.dtype, [1, 1, T, D], q.layout),
@@ -252,16 +277,18 @@ def attention_kernel(
     to = out + sample.to(gl.int64) * o_sample + head.to(gl.int64) * o_head
     size = (frames, rows, cols)
     grid = (grid_rows, grid_cols)
-    target = (to, block.to(gl.int64), o_block, o_token, size, grid)
-    work = (smem, full, empty, count, scale, target)
+    target = (to, block.to(gl.int64), tokens - block * T, o_block, o_token, size, grid)
+    work = (smem, full, empty, count, keys - (count - 1) * T, scale, target)
     tensors = (q, k, v, ring_k, ring_v)
     place = (sample, head, block)
-    listed = (blocks + first, count)
     gl.warp_specialize(
         [
-            (consume, (work, 0, STAGES, BLOCK_T, BLOCK_Y, BLOCK_X)),
-            (consume, (work, 1, STAGES, BLOCK_T, BLOCK_Y, BLOCK_X)),
-            (produce, (tensors, smem, full, empty, place, listed, fill, T, STAGES)),
+            (consume, (work, 0, DENSE, STAGES, BLOCK_T, BLOCK_Y, BLOCK_X)),
+            (consume, (work, 1, DENSE, STAGES, BLOCK_T, BLOCK_Y, BLOCK_X)),
+            (
+                produce,
+                (tensors, smem, full, empty, place, listed, fill, DENSE, T, STAGES),
+            ),
         ],
         [4, 1],
         [CONSUMER, PRODUCER],
@@ -269,14 +296,19 @@ def attention_kernel(
 
 
 def descriptor(x: Tensor) -> TensorDescriptor:
-    """Describe blocks of 128 tokens of ``x [B, H, N, T, D]`` for TMA."""
-    samples, heads, count, tokens, width = x.shape
-    shape = [samples, heads, count * tokens, width]
-    strides = [x.stride(0), x.stride(1), x.stride(3), 1]
-    block = [1, 1, tokens, width]
+    """Describe blocks of 128 tokens of ``x [B, H, tokens, D]`` for TMA; tokens beyond
+    the last one are zero."""
+    block = [1, 1, TOKENS, x.shape[3]]
     dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[x.dtype]
     layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
-    return TensorDescriptor(x, shape, strides, block, layout)
+    return TensorDescriptor.from_tensor(x, block, layout)
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return ``[B, H, N, T, D]`` as a view ``[B, H, N * T, D]``."""
+    samples, heads, count, tokens, width = x.shape
+    strides = (*x.stride()[:2], *x.stride()[3:])
+    return x.as_strided((samples, heads, count * tokens, width), strides)
 
 
 @on_its_device
@@ -293,23 +325,57 @@ def forward(
     """See ``op.block_list_attention``; nothing is checked here. ``grid`` holds the
     sizes of the group and of a block if the result has no padding."""
     out = output(q, grid)
-    _, heads, queries, _, width = q.shape
-    old_k, old_v = (ring_k, ring_v) if ring_k is not None and ring_v is not None else (k, v)
-    attention_kernel[(lists.order.numel(),)](
-        *(descriptor(x) for x in (q, k, v, old_k, old_v)),
+    ring = ring_k is not None and ring_v is not None and fill > 0
+    old_k, old_v = (ring_k, ring_v) if ring else (k, v)
+    tensors = [flat(x) for x in (q, k, v, old_k, old_v)]
+    _launch(tensors, out, lists.starts, lists.blocks, lists.order, fill, grid)
+    return out
+
+
+@on_its_device
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """See ``op.dense_attention``; nothing is checked here."""
+    samples, heads, tokens, width = q.shape
+    out = q.new_empty((samples, tokens, heads, width)).transpose(1, 2)
+    _launch([q, k, v, k, v], out.unsqueeze(2), None, None, None, 0, ())
+    return out
+
+
+def _launch(
+    tensors: Sequence[Tensor],
+    out: Tensor,
+    starts: Tensor | None,
+    blocks: Tensor | None,
+    order: Tensor | None,
+    fill: int,
+    grid: Sequence[int],
+) -> None:
+    """Launch the kernel for ``q``, ``k``, ``v`` and a ring ``[B, H, tokens, D]``; to
+    all keys if there are no lists."""
+    q, k = tensors[:2]
+    samples, heads, tokens, width = q.shape
+    queries = -(-tokens // TOKENS)
+    o_sample, o_head, o_block, o_token = out.stride()[:4]
+    attention_kernel[(samples * heads * queries,)](
+        *map(descriptor, tensors),
         out,
-        lists.starts,
-        lists.blocks,
-        lists.order,
+        starts,
+        blocks,
+        order,
         heads,
         queries,
+        tokens,
+        k.shape[2],
         fill,
         math.log2(math.e) / math.sqrt(width),
-        *out.stride()[:4],
+        o_sample,
+        o_head,
+        o_block if starts is not None else TOKENS * o_token,
+        o_token,
         *geometry(grid),
+        DENSE=starts is None,
         STAGES=STAGES,
         **REGISTERS,
         **block_sizes(grid),
         num_warps=4,
     )
-    return out

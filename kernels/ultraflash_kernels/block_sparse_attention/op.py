@@ -1,24 +1,32 @@
 """Softmax attention in which each query block of each head attends to its own selection
 of key blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from ultraflash_kernels.block_lists import BlockLists
-from ultraflash_kernels.block_sparse_attention import flex, reference
+from ultraflash_kernels.block_sparse_attention import flex, hopper, reference
 from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 from ultraflash_kernels.token_order import drop_padding, tokens_of
 
 __all__ = [
     "WIDEST",
+    "AttentionImpl",
     "block_list_attention",
     "block_sparse_attention",
     "check_lists",
     "without_padding",
 ]
+
+AttentionImpl = Literal["auto", "hopper", "triton", "reference"]
+"""``hopper``, ``triton`` and ``reference`` are used or raise; ``auto`` uses the kernel
+for Hopper where ``HOPPER_WINS`` lists it and it has passed its check, else the Triton
+kernel on supported GPUs."""
 
 WIDEST = 128
 """Maximum head size, as a tile of the kernel holds whole heads."""
@@ -68,7 +76,7 @@ def block_list_attention(
     fill: int = 0,
     size: tuple[int, int, int] | None = None,
     block: tuple[int, int, int] | None = None,
-    impl: Impl = "auto",
+    impl: AttentionImpl = "auto",
 ) -> Tensor:
     """Like ``block_sparse_attention``, but for the key blocks in ``lists``, with cached
     ones read in place.
@@ -80,19 +88,27 @@ def block_list_attention(
     H, D]``. If the frames, rows and columns of the tokens are given as ``size`` and
     those of a block as ``block``, the result omits the padding of blocks at the edge:
     it is ``[B, H, 1, tokens, D]``, in block order. Raises ValueError for invalid
-    shapes, KernelUnsupportedError for ``impl="triton"`` if the kernel cannot run.
+    shapes, KernelUnsupportedError for ``impl="triton"`` or ``"hopper"`` if the kernel
+    cannot run.
     """
     check_lists(q, k, v, lists, ring, fill)
     ring_k, ring_v = ring or (None, None)
     tensors = [q, k, v, lists.starts, lists.blocks, lists.order, *(ring or ())]
     refusal = _refusal(q, k, v, *(ring or ()))
-    if not chooses_triton("block_list_attention", impl, *tensors, refusal=refusal):
+    read = (q, k, v, *(ring or ())) if fill else (q, k, v)
+    if impl == "hopper":
+        refusal = refusal or hopper.refusal(*read)
+    by_kernel = "triton" if impl == "hopper" else impl
+    if not chooses_triton("block_list_attention", by_kernel, *tensors, refusal=refusal):
         out = reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
         return out if size is None or block is None else without_padding(out, size, block)
 
     grid = [] if size is None or block is None else [*size, *block]
     chosen = (lists.starts, lists.blocks, lists.order)
-    return _block_list_attention(q, k, v, *chosen, ring_k, ring_v, fill, grid)
+    attend = _block_list_attention
+    if impl == "hopper" or (impl == "auto" and hopper.is_chosen("block lists", *read)):
+        attend = _block_list_attention_hopper
+    return attend(q, k, v, *chosen, ring_k, ring_v, fill, grid)
 
 
 def check_lists(
@@ -152,27 +168,31 @@ def _refusal(q: Tensor, *others: Tensor) -> str | None:
     return None
 
 
-@custom_op("ultraflash::block_list_attention", mutates_args=())
-def _block_list_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor,
-    blocks: Tensor,
-    order: Tensor,
-    ring_k: Tensor | None,
-    ring_v: Tensor | None,
-    fill: int,
-    grid: Sequence[int],
-) -> Tensor:
-    from ultraflash_kernels.block_sparse_attention import kernel
+def _registered(name: str, module: str) -> Callable[..., Tensor]:
+    """Return the operator that runs a module's kernel, which imports Triton."""
 
-    samples, heads, rows = q.shape[:3]
-    lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
-    return kernel.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts: Tensor,
+        blocks: Tensor,
+        order: Tensor,
+        ring_k: Tensor | None,
+        ring_v: Tensor | None,
+        fill: int,
+        grid: Sequence[int],
+    ) -> Tensor:
+        kernel = import_module(f"ultraflash_kernels.block_sparse_attention.{module}")
+        samples, heads, rows = q.shape[:3]
+        lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
+        return kernel.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
+
+    operator = custom_op(f"ultraflash::{name}", attend, mutates_args=())
+    operator.register_fake(_shape)
+    return operator
 
 
-@_block_list_attention.register_fake
 def _shape(
     q: Tensor,
     k: Tensor,
@@ -189,3 +209,7 @@ def _shape(
     if grid:
         rows, tokens = 1, tokens_of(grid[:3])
     return q.new_empty((samples, rows, tokens, heads, width)).permute(0, 3, 1, 2, 4)
+
+
+_block_list_attention = _registered("block_list_attention", "kernel")
+_block_list_attention_hopper = _registered("block_list_attention_hopper", "kernel_hopper")

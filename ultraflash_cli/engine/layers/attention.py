@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import KvBlocks, KvRing, WindowRing
@@ -24,6 +23,7 @@ from ultraflash_kernels.block_sparse_attention import (
     block_list_attention_fp8,
     block_sparse_attention,
 )
+from ultraflash_kernels.block_sparse_attention import dense_attention as attend_densely
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
 from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.rms_norm_rope import (
@@ -373,7 +373,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # The fused backward pass is no faster than these matmuls, and three times
         # slower in bfloat16.
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    return attend_densely(q, k, v)
 
 
 class ContextKv(NamedTuple):
