@@ -465,7 +465,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not settings.check:
         order = list(CASES)
         kept = listed if settings.only or len(settings.targets) < len(TARGETS) else {}
-        merged = kept | {name: kept.get(name, {}) | lines for name, lines in found.items()}
+        merged = {name: kept.get(name, {}) | lines for name, lines in found.items()}
+        merged = listed | merged if settings.only else merged
         merged = dict(sorted(merged.items(), key=lambda item: _place(item[0], order)))
         settings.table.write_text(json.dumps({"triton": triton.__version__, "kernels": merged}, indent=1) + "\n")
         listed = {name: merged[name] for name in found}
