@@ -104,6 +104,24 @@ def test_probe_says_what_the_prediction_rests_on(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["forecast"]["basis"].startswith("time: ")
 
 
+def test_a_speed_is_measured_once_for_a_batch_and_not_for_short_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [str(make_clip(tmp_path / f"{name}.mp4", frames=3, width=16, height=16)) for name in "ab"]
+    looks: list[object] = []
+
+    def look(upscaler: object) -> float:
+        looks.append(upscaler)
+        return 0.01
+
+    monkeypatch.setattr(loader, "foretold_frame_seconds", look)
+    for more, worth_px, times in (((), 1000, 0), ((), 700, 1), (("--dry-run",), 1000, 1)):
+        looks.clear()
+        monkeypatch.setattr(loader, "WORTH_LOOKING_PX", worth_px)
+        assert main(["upscale", *clips, "--res", "2x", "--model", "lite", "--device", "cpu", "-qy", *more]) == 0
+        assert len(looks) == times
+
+
 def test_what_nobody_knows_is_not_guessed() -> None:
     forecast = Forecast(seconds=None, output_bytes=None, flops=None, basis="no length")
     assert describe_forecast(forecast) == ["predicted: not known", "  no length"]

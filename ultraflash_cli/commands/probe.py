@@ -49,7 +49,7 @@ def probe(
     from ultraflash_cli.video.description import describe_clip
     from ultraflash_cli.video.mending import Mending, about_scan, mended
 
-    models = Models()
+    models = Models(times_short=True)
     info, plan = prepared.info, Upscaling(prepared, models.upscaler).planned()
     device, profile = choose_device("auto"), find_profile(prepared.model)
     memory = forecast = None

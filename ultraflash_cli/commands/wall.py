@@ -67,7 +67,7 @@ def rate(frames: int, seconds: float, *, first_frames: int, first_s: float) -> f
 def predict(cases: Sequence[BenchCase], wall: bool) -> float | None:
     """Predict the seconds that the models compute while some cases are measured, from
     their speed on a small picture. None if the work of a model depends on the clip."""
-    forecaster, seconds = Forecaster(Models()), 0.0
+    forecaster, seconds = Forecaster(Models(times_short=True)), 0.0
     with tempfile.TemporaryDirectory(prefix="ultraflash-bench-") as name:
         for case in cases:
             try:

@@ -10,11 +10,14 @@ from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.upscaler import Upscaler
 
-__all__ = ["LOOK_PX", "foretold_frame_seconds"]
+__all__ = ["LOOK_PX", "WORTH_LOOKING_PX", "foretold_frame_seconds"]
 
 LOOK_PX = 192 * 112
-"""Pixels of the crop on a CPU: enough for a fraction of a second, and few enough to
-stay within the memory plan."""
+"""Pixels of the crop on a CPU, of which two groups of frames are upscaled: few enough
+to stay within the memory plan, and 0.4 s of a core with `lite` (13 frames)."""
+WORTH_LOOKING_PX = 200 * LOOK_PX
+"""Pixels of all frames of a clip, from which on measuring takes less than a tenth of
+the whole time."""
 
 
 def foretold_frame_seconds(

@@ -99,7 +99,7 @@ def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ())
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.run import run
 
-    models = Models()
+    models = Models(times_short=True)
     forecaster = Forecaster(models)
 
     def act(prepared: Prepared | PreparedGeneration) -> dict[str, Any]:

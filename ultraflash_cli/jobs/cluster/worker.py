@@ -140,7 +140,7 @@ class Worker:
         self._on_event = on_event
         self._store = store
         self._device = device
-        self._models = Models()
+        self._models = Models(times_short=True)
         self._build = build
         self._segment_frames = segment_frames
         self._clock = clock

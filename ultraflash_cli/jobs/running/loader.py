@@ -1,5 +1,6 @@
 """Load the model of a job."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,17 @@ from torch import Tensor
 from ultraflash_cli.engine.cache_policy import RefreshGate
 from ultraflash_cli.engine.clock import StageClock
 from ultraflash_cli.engine.footprint.plan import MemoryPlan, PairedPlan
-from ultraflash_cli.engine.foretell import foretold_frame_seconds
+from ultraflash_cli.engine.foretell import WORTH_LOOKING_PX, foretold_frame_seconds
 from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.text_to_video import FIRST_STAGES
+from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import running_threads
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
-from ultraflash_cli.jobs.planning.upscale import Prepared
+from ultraflash_cli.jobs.planning.upscale import Prepared, estimate_frames
 from ultraflash_cli.models.build import (
     Place,
     build_text_to_video,
@@ -81,11 +83,15 @@ Builder = Callable[[Prepared], Built[FrameUpscaler]]
 
 
 class Models:
-    """Builds the models of a command's jobs; networks needed by several jobs are loaded
-    once."""
+    """Builds the models of a command's jobs; networks needed by several jobs are loaded,
+    and timed on a CPU, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, times_short: bool = False) -> None:
+        """With `times_short`, models are also timed for clips so short that upscaling
+        them takes hardly longer."""
+        self._times_short = times_short
         self._shelves: dict[Path | None, Shelf] = {}
+        self._pixel_seconds: dict[object, float] = {}
 
     def plan_upscaler(self, prepared: Prepared) -> tuple[torch.device, Profile, MemoryPlan]:
         """Decide where and how an upscale runs, without loading anything. Raises the
@@ -165,7 +171,7 @@ class Models:
         )
         if device.type == "cuda":
             upscaler.warm_up()
-        frame_seconds = foretold_frame_seconds(upscaler)
+        frame_seconds = self._frame_seconds(prepared, upscaler)
         timer.clear()
 
         return Built(
@@ -180,6 +186,24 @@ class Models:
             settings={} if profile.pixels else settings_of(profile),
             warnings=tuple(warnings),
         )
+
+    def _frame_seconds(self, prepared: Prepared, upscaler: Upscaler) -> float | None:
+        """Return the time per frame, measured for the first clip of a kind; None if it is
+        not worth measuring."""
+        job, device = prepared.job, upscaler.cascade.device
+        if device.type != "cpu":
+            return foretold_frame_seconds(upscaler)
+        pixels = math.prod(upscaler.plan.padded)
+        frames = estimate_frames(prepared.info, prepared.window) or 0
+        if not self._times_short and frames * pixels < WORTH_LOOKING_PX:
+            return None
+        kind = (prepared.model, prepared.plan.scale, job.precision, prepared.threads)
+        if kind not in self._pixel_seconds:
+            seconds = foretold_frame_seconds(upscaler)
+            if seconds is None:
+                return None
+            self._pixel_seconds[kind] = seconds / pixels
+        return self._pixel_seconds[kind] * pixels
 
     def generator(self, prepared: PreparedGeneration) -> Built[FrameGenerator]:
         """Load the model for a clip to generate. Raises DeviceError, WeightsError,
