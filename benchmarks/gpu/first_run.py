@@ -25,8 +25,9 @@ __all__ = ["SECTIONS", "main", "remaining", "run_section"]
 
 SECTIONS: Mapping[str, int] = {
     "facts": 40,
+    "hopper": 60,
     "correct": 100,
-    "attention": 100,
+    "attention": 120,
     "convolutions": 60,
     "profile_refine": 70,
     "profile_rest": 70,
@@ -37,6 +38,8 @@ SECTIONS: Mapping[str, int] = {
     "fps_generate_2k": 80,
     "fps_upscale_2k_stretch": 60,
     "fps_generate_1k_stretch": 70,
+    "fps_upscale_2k_hopper": 60,
+    "fps_generate_1k_hopper": 70,
     "race": 60,
     "state": 40,
     "two_gpus": 90,

@@ -3,6 +3,7 @@ sizes."""
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 from unittest import mock
 
@@ -190,9 +191,16 @@ def correct(here: Here) -> dict[str, Any]:
     return found
 
 
+def hopper(here: Here) -> dict[str, Any]:
+    """Compare the attention kernel for Hopper with others, and time its dense form."""
+    from benchmarks.gpu.hopper import measured
+
+    return measured(here)
+
+
 def attention(here: Here) -> dict[str, Any]:
-    """Time the block-sparse kernel in several tilings, and FlexAttention with the same
-    lists: TFLOP/s."""
+    """Time the block-sparse kernel in several tilings, the one for Hopper, and
+    FlexAttention with the same lists: TFLOP/s."""
     if here.dry:
         return {"skipped": "cuts are for a GPU"}
     from ultraflash_kernels.block_sparse_attention import block_list_attention, block_list_attention_fp8, kernel
@@ -213,8 +221,8 @@ def attention(here: Here) -> dict[str, Any]:
         counts = lists.starts.diff().float()
         found[f"{size}, blocks a row"] = [float(counts.min()), float(counts.mean()), float(counts.max())]
 
-        def rate(given: Any = (q, k, v, lists), ring: Any = (old_k, old_v)) -> float:
-            call = lambda: block_list_attention(*given, ring=ring, fill=fill)  # noqa: B023, E731
+        def rate(impl: Any = "triton", given: Any = (q, k, v, lists), ring: Any = (old_k, old_v)) -> float:
+            call = lambda: block_list_attention(*given, ring=ring, fill=fill, impl=impl)  # noqa: B023, E731
             return flops / here.median_ms(call) / 1e9  # noqa: B023
 
         def rate_fp8(given: Any = (q, k, v, old_k, old_v), lists: Any = lists) -> float:
@@ -235,6 +243,7 @@ def attention(here: Here) -> dict[str, Any]:
             mask = flexible_mask(lists.to_mask(), 128)
             call = lambda: compiled(flat[0], flat[1], flat[2], block_mask=mask)  # noqa: B023, E731
             here.tried(found, f"{size}, FlexAttention", lambda call=call, n=flops: n / here.median_ms(call) / 1e9)
+        here.tried(found, f"{size}, kernel for Hopper", lambda rate=rate: rate("hopper"))
     return found
 
 
@@ -424,8 +433,11 @@ def run(name: str, *, dry: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     with torch.inference_mode():
         if name.startswith("fps_"):
-            part = PARTS[name.removeprefix("fps_")]
+            from benchmarks.gpu.hopper import used_everywhere
+
+            part = PARTS[name.removeprefix("fps_").removesuffix("_hopper")]
             if dry and name.endswith("stretch"):
                 return {"skipped": "8 bits need a GPU"}
-            return part.run(Setting(device=here.device, tiny=dry))
+            with used_everywhere() if name.endswith("_hopper") else nullcontext():
+                return part.run(Setting(device=here.device, tiny=dry))
         return globals()[name](here)

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import first_run
+from benchmarks.gpu import first_run, hopper, sections
 from benchmarks.part import PARTS
+from tests.kernels.gluon_emulator import emulated
+from ultraflash_kernels import dispatch
+from ultraflash_kernels.block_lists import BlockRule
+from ultraflash_kernels.block_sparse_attention import hopper as choice
 
 
 @pytest.fixture
@@ -52,7 +56,8 @@ def test_nothing_is_begun_without_time_and_nobody_waits_for_a_section(
 
 
 def test_every_part_that_is_named_exists() -> None:
-    assert {name.removeprefix("fps_") for name in first_run.SECTIONS if name.startswith("fps_")} <= PARTS.keys()
+    timed = {name.removeprefix("fps_").removesuffix("_hopper") for name in first_run.SECTIONS if "fps_" in name}
+    assert timed <= PARTS.keys()
     with pytest.raises(SystemExit):
         first_run.main(["--only", "speed"])
 
@@ -67,7 +72,24 @@ def test_a_section_runs_in_a_separate_process(tmp_path: Path) -> None:
     "name", [name for name in first_run.SECTIONS if name not in ("attention",) and not name.startswith("fps_")]
 )
 def test_a_dry_run_proves_every_section_on_a_cpu(name: str) -> None:
-    from benchmarks.gpu import sections
-
     found = sections.run(name, dry=True)
     assert found and not any("failed" in str(each) for each in found.values()), found
+
+
+def test_the_kernel_for_hopper_is_compared_repeated_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated(monkeypatch)
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_, **__: None)
+    monkeypatch.setattr(choice, "device_refusal", lambda device: None)
+    monkeypatch.setattr(choice, "fault", lambda *_: None)
+    rule = BlockRule(rows=1, cols=2, temporal=1, remembered=1, window=9, budget=3)
+    small: dict[str, Any] = {"HEADS": 1, "CHUNK": 150, "KEYS": (130,), "REPEATS": 2, "RULES": {"1K": rule}}
+    small["GRIDS"] = {"padding": {}, "no padding": {"size": (2, 7, 9), "block": (2, 8, 8)}}
+    for name, value in small.items():
+        monkeypatch.setattr(hopper, name, value)
+    monkeypatch.setattr(hopper, "_replayed", lambda call: call)
+
+    found = hopper.measured(sections.Here(dry=True))
+    errors = [value for name, value in found.items() if name.endswith("off") and "triton" not in name]
+    assert len(errors) == 3 and all(error < 0.01 for error in errors)
+    assert found["differing of 2 calls"] == found["differing of 2 replays"] == 0
+    assert found["130 keys, hopper, ms"] > 0 and found["130 keys, reference, ms"] > 0

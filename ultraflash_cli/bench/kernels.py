@@ -17,7 +17,7 @@ __all__ = ["OPERATIONS", "KernelTime", "measure_kernels", "measure_operation", "
 OPERATIONS = tuple(module.name for module in pkgutil.iter_modules(ultraflash_kernels.__path__) if module.ispkg)
 """The names of all operations."""
 
-FAST = ("triton", "scaled_mm")
+FAST = ("triton", "hopper", "scaled_mm")
 """Fast implementations, which are compared with the alternatives."""
 OTHERS = {"reference": "eager reference", "plain": "bf16 layer", "joined": "published form", "dense": "dense SDPA"} | {
     "flex": "FlexAttention"

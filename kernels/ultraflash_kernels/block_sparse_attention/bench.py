@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ultraflash_kernels.block_lists import BlockRule
-from ultraflash_kernels.block_sparse_attention import block_list_attention
+from ultraflash_kernels.block_sparse_attention import block_list_attention, hopper
+from ultraflash_kernels.block_sparse_attention.op import AttentionImpl
 from ultraflash_kernels.block_topk import choose_blocks
-from ultraflash_kernels.dispatch import Impl
 from ultraflash_kernels.measure import Case, main
 
 __all__ = ["cases", "flexible_mask"]
@@ -70,7 +70,7 @@ def _case(
     flat_q, flat_k = q.flatten(2, 3), torch.cat([ring_k, k], dim=2).flatten(2, 3)
     flat_v = torch.cat([ring_v, v], dim=2).flatten(2, 3)
 
-    def sparse(impl: Impl) -> Callable[[], Tensor]:
+    def sparse(impl: AttentionImpl) -> Callable[[], Tensor]:
         return lambda: block_list_attention(
             q, k, v, lists, ring=(ring_k, ring_v), fill=fill, impl=impl
         )
@@ -85,6 +85,8 @@ def _case(
             torch.compile(flex_attention, dynamic=False),
         )
         calls["triton"] = sparse("triton")
+        if hopper.refusal(q, k, v, ring_k, ring_v) is None:
+            calls["hopper"] = sparse("hopper")
         calls["flex"] = lambda: flexible(flat_q, flat_k, flat_v, block_mask=block_mask)
     pairs = int(lists.starts[-1])
     return Case(
