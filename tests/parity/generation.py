@@ -15,7 +15,7 @@ from ultraflash_cli.engine.schedule import kv_lengths, plan_generation
 from ultraflash_cli.engine.stages.generator import ChunkResult, Generator, GeneratorConfig
 from ultraflash_cli.weights.convert import RULES, merge_lora, normalise
 
-__all__ = ["RUNNERS"]
+__all__ = ["RUNNERS", "generator_config"]
 
 PUBLISHED_STEPS = (1000, 750, 500, 250)
 """Steps that the indices of a set refer to."""
@@ -54,24 +54,29 @@ class _Recorded(Generator):
         return result
 
 
+def generator_config(vectors: VectorSet) -> GeneratorConfig:
+    """Return the config of the network of an ``lr_generator`` set."""
+    config = vectors.config
+    chunks: list[int] = config["chunk_frames"]
+    _, channels, _, patch_rows, patch_cols = vectors.weights()["patch_embedding.weight"].shape
+    return GeneratorConfig(
+        **{key: config[key] for key in ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim")},
+        text_len=config["text_len"],
+        latent_channels=channels,
+        patch=(1, patch_rows, patch_cols),
+        chunk_latents=max(chunks),
+        independent_first_frame=chunks[0] == 1 and max(chunks) > 1,
+        steps=tuple(PUBLISHED_STEPS[i] for i in config["step_indices"]),
+        window=config["cache_frames"],
+        sink=config["sink_size"],
+        slide=config["local_attn_size"] != -1,
+    )
+
+
 def _lr_generator(vectors: VectorSet) -> None:
     config, io, weights = vectors.config, vectors.io, vectors.weights()
     chunks: list[int] = config["chunk_frames"]
-    _, channels, _, patch_rows, patch_cols = weights["patch_embedding.weight"].shape
-    stage = _Recorded(
-        GeneratorConfig(
-            **{key: config[key] for key in ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim")},
-            text_len=config["text_len"],
-            latent_channels=channels,
-            patch=(1, patch_rows, patch_cols),
-            chunk_latents=max(chunks),
-            independent_first_frame=chunks[0] == 1 and max(chunks) > 1,
-            steps=tuple(PUBLISHED_STEPS[i] for i in config["step_indices"]),
-            window=config["cache_frames"],
-            sink=config["sink_size"],
-            slide=config["local_attn_size"] != -1,
-        )
-    )
+    stage = _Recorded(generator_config(vectors))
     stage.load_state_dict(_with_adapters(vectors, weights))
     height, width = config["latent_hw"]
     tokens = stage.config.tokens_per_frame(height, width)

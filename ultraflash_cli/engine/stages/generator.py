@@ -249,9 +249,11 @@ class Generator(Dit):
         self.head = GeneratorHead(config)
 
     def to_fp8(self) -> "Generator":
-        """Convert linear layers except ``KEPT_IN_BF16`` to 8-bit floating point, in
-        place; inference only."""
-        quantise_linears(self, keep=KEPT_IN_BF16)
+        """Convert linear layers except ``KEPT_IN_BF16``, the pool of the prompt and
+        moving places to 8-bit floating point, in place; inference only."""
+        pooled = ("text_pool",) if self.config.pool_text else ()
+        moving = ("moving_places.*",) if self.config.courses else ()
+        quantise_linears(self, keep=(*KEPT_IN_BF16, *pooled, *moving))
         return self
 
     def forward_chunk(

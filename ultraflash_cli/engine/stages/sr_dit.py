@@ -39,7 +39,7 @@ __all__ = [
     "SrDitState",
 ]
 
-KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.head")
+KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.*")
 """Linear layers that are not converted to 8 bits because they run in float32."""
 KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_attn.v")
 """Additional ones with a text path, which run once per clip."""
@@ -223,9 +223,9 @@ class SrDit(Dit):
     def to_fp8(self) -> "SrDit":
         """Convert attention, caches and linear layers, except those listed above, to
         8-bit floating point in place; for inference only."""
-        quantise_linears(
-            self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ()))
-        )
+        of_text = KEPT_OF_TEXT if self.config.text_len else ()
+        pooled = ("text_pool",) if self.config.pool_text else ()
+        quantise_linears(self, keep=(*KEPT_IN_BF16, *of_text, *pooled))
         return self
 
     @property
