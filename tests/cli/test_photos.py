@@ -107,6 +107,16 @@ def test_a_photo_from_stdin_is_one(
     assert not list((tmp_path / "temp").iterdir())
 
 
+def test_a_photo_for_stdout_needs_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures()[0].save(tmp_path / "a.png")
+    pipe_in(monkeypatch, (tmp_path / "a.png").read_bytes())
+    assert main(["upscale", "-", "-o", "-", "--codec", "png"]) == 2
+    said = "error: --codec png makes a file, but stdout is a stream of video; use -o NAME.png\n"
+    assert capsys.readouterr().err == said
+
+
 def test_several_pictures_from_stdin_are_a_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

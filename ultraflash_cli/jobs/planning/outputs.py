@@ -14,12 +14,14 @@ _NUMBERED = "%05d"
 _PLACE = re.compile(r"%(?:0(\d+))?d")
 
 
-def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> str | None:
+def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str, *, photo: bool = False) -> str | None:
     """Return the requested container; None to choose one. Raises UsageError."""
     if stdout is None:
         return output.suffix if output is not None else None
     if codec in WRITTEN_PICTURES.values():
         suffix = next(suffix for suffix, written in WRITTEN_PICTURES.items() if written == codec)
+        if photo:
+            raise UsageError(f"--codec {codec} makes a file, but stdout is a stream of video; use -o NAME{suffix}")
         raise UsageError(f"--codec {codec} makes many files, but stdout is one stream; use -o DIR/{_NUMBERED}{suffix}")
     return ".y4m" if codec == "y4m" else ".mkv"
 

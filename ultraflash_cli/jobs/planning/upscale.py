@@ -209,7 +209,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
     stretch = shape_warning(info, plan) if (shaped := with_shape(info, plan)) is info else None
     info = shaped
 
-    suffix = asked_suffix(named, job.stdout, job.codec)
+    suffix = asked_suffix(named, job.stdout, job.codec, photo=photo)
     if photo and suffix is None and job.codec == "auto":
         suffix = ".png"
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
