@@ -42,11 +42,13 @@ def kernel_paths(device: torch.device) -> list[KernelPath]:
     found.append(_by("block_sparse_attention", "Triton kernel", refusal))
     if refusal is None:
         found[-1] = KernelPath("block_sparse_attention", *hopper.path(device))
+
     in_8_bits = fp8_refusal(device)
     found.append(_by("fp8_linear", "torch._scaled_mm", in_8_bits))
     found.append(
         _by("linear_gelu", "cuBLASLt with GELU in its product", gelu_refusal(device))
     )
+
     conv = library.library_refusal(device, torch.float16)
     wins = sorted(
         f"{channels} to {outs} channels"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ultraflash_cli.engine.layers.attention import dense_attention
+from ultraflash_cli.engine.layers.dense_attention import dense_attention
 from ultraflash_cli.engine.profiles import TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.main import main

@@ -356,6 +356,7 @@ def _launch(
     samples, heads, tokens, width = q.shape
     queries = -(-tokens // TOKENS)
     o_sample, o_head, o_block, o_token = out.stride()[:4]
+
     attention_kernel[(samples * heads * queries,)](
         *map(descriptor, tensors),
         out,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import KvBlocks, KvRing, WindowRing
+from ultraflash_cli.engine.layers.dense_attention import dense_attention
 from ultraflash_cli.engine.layers.norm import RmsNorm
 from ultraflash_cli.engine.sparsity import (
     BlockGrid,
@@ -23,7 +24,6 @@ from ultraflash_kernels.block_sparse_attention import (
     block_list_attention_fp8,
     block_sparse_attention,
 )
-from ultraflash_kernels.block_sparse_attention import dense_attention as attend_densely
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
 from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.rms_norm_rope import (
@@ -301,6 +301,7 @@ class SparseCausalSelfAttention(_Attention):
             eps=self.norm_q.eps,
             out=(like.new_empty(shape), new.k, new.v),
         )
+
         lists = choose_blocks(q_mean, _all_means(cache, k_mean), layout.rule)
         ring = cache.in_use
         out = block_list_attention(
@@ -337,6 +338,7 @@ class SparseCausalSelfAttention(_Attention):
             eps=self.norm_q.eps,
             kv_out=None if beside is None else beside.rows,
         )
+
         lists = choose_blocks(q_mean, _all_means(cache, k_mean), layout.rule)
         out = block_list_attention_fp8(
             q,
@@ -362,18 +364,6 @@ def _all_means(cache: KvRing, k_mean: Tensor) -> Tensor:
     else:
         known = block_means(cache.in_use.k[:, :, : cache.fill], dtype=k_mean.dtype)
     return torch.cat([known, k_mean], dim=2)
-
-
-def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and ``v [B, heads, key
-    tokens, D]``."""
-    if q.is_meta:
-        return sketched_attention(q, k, v, q.shape[:-1].numel() * k.shape[2])
-    if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
-        # The fused backward pass is no faster than these matmuls, and three times
-        # slower in bfloat16.
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
-    return attend_densely(q, k, v)
 
 
 class ContextKv(NamedTuple):
