@@ -68,7 +68,7 @@ def test_shells_can_complete_commands_options_and_values(
     for words, place, expected in (
         ("ultraflash up", "1", ["upscale"]),
         ("ultraflash upscale --side", "2", ["--side-by-side"]),
-        ("ultraflash upscale --codec he", "3", ["hevc"]),
+        ("ultraflash upscale --codec he", "3", ["hevc", "hevc_nvenc"]),
     ):
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", place)

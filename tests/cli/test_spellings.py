@@ -86,7 +86,7 @@ def test_a_value_by_another_name_is_answered_with_ours(
 
 def test_a_value_like_no_other_gets_the_list_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", "a.mp4", "--codec", "zzz"]) == 2
-    assert capsys.readouterr().err.endswith("'y4m'; see --help\n")
+    assert capsys.readouterr().err.endswith("'av1_nvenc'; see --help\n")
 
 
 @pytest.mark.parametrize(

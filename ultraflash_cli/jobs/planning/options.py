@@ -114,8 +114,9 @@ class EncodingOptions(_Options):
         Codec,
         Flag(
             names=("--codec",),
-            help="Video codec; png, jpeg: numbered images, y4m: raw frames for another program. The last three are "
-            "encoded by an NVIDIA GPU.",
+            metavar="|".join((*get_args(_InSoftware), "*_nvenc")),
+            help="Video codec; png, jpeg: numbered images, y4m: raw frames for another program. h264_nvenc, "
+            "hevc_nvenc, av1_nvenc: encoded by an NVIDIA GPU.",
         ),
     ] = "auto"
     crf: Annotated[
