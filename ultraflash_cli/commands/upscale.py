@@ -111,7 +111,7 @@ def upscale(
     from ultraflash_cli.jobs.batch import Outcome, plan_batch, run_batch
     from ultraflash_cli.jobs.events import Warned
     from ultraflash_cli.jobs.planning.clips import find_clips, is_several, missing_inputs, names_a_file
-    from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+    from ultraflash_cli.jobs.planning.upscale import NAMELESS, UpscaleJob
     from ultraflash_cli.jobs.planning.window import is_still
     from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
@@ -130,6 +130,8 @@ def upscale(
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
         raise UsageError(f"'{_DASH if from_stdin else output}' can be used with only one clip; remove the other inputs")
+    if from_stdin and output is None:
+        raise UsageError(NAMELESS)  # before stdin is read
     is_folder = destination is not None and destination.is_folder
     into_folder = output is not None and not to_stream and (is_batch or is_folder)
     if is_batch and output is not None and os.path.isfile(output):

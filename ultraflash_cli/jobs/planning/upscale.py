@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENCODERS",
+    "NAMELESS",
     "Prepared",
     "UpscaleJob",
     "default_res",
@@ -60,6 +61,9 @@ __all__ = [
 
 _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
 _FASTEST = 240
+
+NAMELESS = "input from stdin has no name; give an output with -o"
+"""Message for a clip from stdin without an output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ class UpscaleJob(UpscalingOptions, SharedSettings):
         if self.fps is not None and not 1 <= self.fps <= _FASTEST:
             raise ConfigError(f"--fps must be keep or between 1 and {_FASTEST}, got {self.fps}")
         if self.pipe is not None and self.output is None and self.stdout is None:
-            raise ConfigError("input from stdin has no name; give an output with -o")
+            raise ConfigError(NAMELESS)
 
 
 @dataclass(frozen=True, kw_only=True)
