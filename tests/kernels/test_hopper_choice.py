@@ -228,7 +228,7 @@ def test_an_explicit_choice_never_falls_back(monkeypatch: pytest.MonkeyPatch) ->
     ("capability", "wins", "path"),
     [
         ((9, 0), False, "Triton kernel, as the one for Hopper has not been measured"),
-        ((9, 0), True, "Gluon kernel for Hopper (block lists, dense)"),
+        ((9, 0), True, "Gluon kernel for block lists and dense, else Triton kernel and SDPA"),
         ((10, 0), True, "Triton kernel"),
     ],
     ids=["unmeasured", "measured", "another GPU"],

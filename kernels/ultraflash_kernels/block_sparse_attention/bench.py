@@ -85,7 +85,7 @@ def _case(
             torch.compile(flex_attention, dynamic=False),
         )
         calls["triton"] = sparse("triton")
-        if hopper.refusal(q, k, v, ring_k, ring_v) is None:
+        if hopper.is_chosen("block lists", q, k, v, ring_k, ring_v):
             calls["hopper"] = sparse("hopper")
         calls["flex"] = lambda: flexible(flat_q, flat_k, flat_v, block_mask=block_mask)
     pairs = int(lists.starts[-1])

@@ -209,14 +209,8 @@ def path(device: torch.device) -> tuple[str, str | None]:
         return "Triton kernel", None
     if not HOPPER_WINS:
         return "Triton kernel, as the one for Hopper has not been measured", None
-    faults = {
-        use: found
-        for use, dtype in sorted(HOPPER_WINS, key=str)
-        if (found := fault(use, device, dtype)) is not None
-    }
-    if faults:
-        return "Triton kernel", f"the one for Hopper {next(iter(faults.values()))}"
-    return (
-        f"Gluon kernel for Hopper ({', '.join(sorted({u for u, _ in HOPPER_WINS}))})",
-        None,
-    )
+    for use, dtype in sorted(HOPPER_WINS, key=str):
+        if (found := fault(use, device, dtype)) is not None:
+            return "Triton kernel", f"the one for Hopper {found}"
+    uses = sorted({use for use, _ in HOPPER_WINS})
+    return f"Gluon kernel for {' and '.join(uses)}, else Triton kernel and SDPA", None
