@@ -16,7 +16,7 @@ from benchmarks.curve_settings import Setting, key_blocks, settings_of
 from benchmarks.curves import CpuClock
 from benchmarks.curves_page import CURVES, Row
 from benchmarks.likeness import is_there
-from ultraflash_cli.engine.layers import attention
+from ultraflash_cli.engine.layers import sparse_attention
 from ultraflash_cli.engine.profiles import LITE, TINY_LITE
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.models.shelf import Shelf
@@ -31,7 +31,7 @@ class Counted:
     def __init__(self, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
         self.blocks: list[float] = []
         self.remembered: list[int] = []
-        original = attention.block_topk
+        original = sparse_attention.block_topk
 
         def counting(*args: Any, **kwargs: Any) -> Tensor:
             mask = original(*args, **kwargs)
@@ -39,7 +39,7 @@ class Counted:
             self.remembered.append((mask.shape[-1] - mask.shape[-2]) // kwargs["rows_per_budget"])
             return mask
 
-        monkeypatch.setattr(attention, "block_topk", counting)
+        monkeypatch.setattr(sparse_attention, "block_topk", counting)
         subject = curves._Subject(setting, Shelf(), PLAN)
         context = torch.zeros(1, 8, 16, dtype=subject.dtype)
         subject.begin(context, curves._Scores([0], torch.float32), seed=0)
@@ -47,7 +47,7 @@ class Counted:
         assert subject._state is not None
         self.generator = subject._state.generator
         self.seconds = subject.seconds
-        monkeypatch.setattr(attention, "block_topk", original)
+        monkeypatch.setattr(sparse_attention, "block_topk", original)
 
 
 def counted(curve: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Counted]:

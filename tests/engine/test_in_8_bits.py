@@ -15,8 +15,8 @@ from tests.parity.generation import generator_config
 from tests.parity.refinement import sr_dit_config
 from tests.parity.vector_set import VectorSet
 from ultraflash_cli.engine.cache import KvRing
-from ultraflash_cli.engine.layers.attention import SparseAttended, SparseCausalSelfAttention, SparseLayout
 from ultraflash_cli.engine.layers.rope import rotation_tables
+from ultraflash_cli.engine.layers.sparse_attention import SparseAttended, SparseCausalSelfAttention, SparseLayout
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.snapshot import snapshots_for

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.cache import KvRing
-from ultraflash_cli.engine.layers import attention
-from ultraflash_cli.engine.layers.attention import SparseAttended, SparseLayout, sparse_causal_attention
+from ultraflash_cli.engine.layers import sparse_attention
 from ultraflash_cli.engine.layers.dit import DitBlock
+from ultraflash_cli.engine.layers.sparse_attention import SparseAttended, SparseLayout, sparse_causal_attention
 from ultraflash_cli.engine.profiles import TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.seeds import generator_of
 from ultraflash_cli.engine.sparsity import BlockGrid
@@ -180,7 +180,7 @@ def test_a_layer_of_the_published_width_is_its_formulas_in_float64(monkeypatch: 
         masks.append(attended.mask)
         return attended
 
-    monkeypatch.setattr(attention, "sparse_causal_attention", noted)
+    monkeypatch.setattr(sparse_attention, "sparse_causal_attention", noted)
     stream, addend, _ = block(x, None, time, (tables, layout, KvRing(k_old, v_old, 2)), block.cross_attn.project(words))
     assert addend.gate is not None and not masks[0].all() and masks[0][..., :2].any()
     ours = stream + addend.y * addend.gate
@@ -218,7 +218,7 @@ def test_a_layer_of_the_published_width_has_the_gradients_of_masked_attention(mo
     context = torch.randn(1, 4, 64, generator=generator_of("text"))
     level = torch.full((1,), 0.7)
     ours = gradients(made, group_flow(made, clip, clip, level, context, recompute=True))
-    monkeypatch.setattr(attention, "sparse_causal_attention", masked_attention)
+    monkeypatch.setattr(sparse_attention, "sparse_causal_attention", masked_attention)
     theirs = gradients(made, group_flow(made, clip, clip, level, context))
     assert {"blocks.0.self_attn.q.weight", "blocks.0.ffn.0.weight"} <= ours.keys()
     for name, value in theirs.items():

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tests.parity.vector_set import SUM_TOLERANCE, TOLERANCE, VectorSet
 from tests.procedural import procedural_weights
 from ultraflash_cli.engine.cache import KvRing
-from ultraflash_cli.engine.layers.attention import SparseAttended, SparseLayout, sparse_causal_attention
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
+from ultraflash_cli.engine.layers.sparse_attention import SparseAttended, SparseLayout, sparse_causal_attention
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, key_budget, window_blocks
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig

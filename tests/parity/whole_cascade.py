@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity.vector_set import VectorSet
-from ultraflash_cli.engine.layers.attention import SparseAttended
+from ultraflash_cli.engine.layers.sparse_attention import SparseAttended
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.sampling import Sampler

@@ -1,9 +1,10 @@
 """Peak activation memory of each network, without weights and state.
 
 The formulas mirror the code layer by layer: changes to ``layers/dit.py``,
-``layers/attention.py``, ``layers/memory_block.py`` or a stage require changes here,
-which ``tests/engine/test_memory.py`` detects by counting live bytes. They count the
-live tensors at the peak of one inference call, without the workspaces of libraries.
+``layers/attention.py``, ``layers/sparse_attention.py``, ``layers/memory_block.py`` or a
+stage require changes here, which ``tests/engine/test_memory.py`` detects by counting
+live bytes. They count the live tensors at the peak of one inference call, without the
+workspaces of libraries.
 """
 
 import math

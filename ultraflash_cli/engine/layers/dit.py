@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.layers.attention import (
     ContextKv,
     CrossAttention,
-    SparseCausalSelfAttention,
     WindowSelfAttention,
 )
 from ultraflash_cli.engine.layers.feed_forward import feed_forward
@@ -22,6 +21,7 @@ from ultraflash_cli.engine.layers.modulation import Addend, sum_and_norm
 from ultraflash_cli.engine.layers.norm import LayerNorm
 from ultraflash_cli.engine.layers.recompute import recomputed
 from ultraflash_cli.engine.layers.rope import rotation_tables
+from ultraflash_cli.engine.layers.sparse_attention import SparseCausalSelfAttention
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.adaln_modulate import gated_residual
 from ultraflash_kernels.rms_norm_rope import AxisTables

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import KvRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS
-from ultraflash_cli.engine.layers.attention import (
-    ContextKv,
-    SparseCausalSelfAttention,
-    SparseLayout,
-)
+from ultraflash_cli.engine.layers.attention import ContextKv
 from ultraflash_cli.engine.layers.dit import Dit, DitBlock, DitConfig, DitHead
 from ultraflash_cli.engine.layers.modulation import (
     float32_layers,
@@ -23,6 +19,10 @@ from ultraflash_cli.engine.layers.modulation import (
     sinusoid,
 )
 from ultraflash_cli.engine.layers.norm import layer_norm
+from ultraflash_cli.engine.layers.sparse_attention import (
+    SparseCausalSelfAttention,
+    SparseLayout,
+)
 from ultraflash_cli.engine.sparsity import BlockGrid, key_budget
 from ultraflash_cli.engine.stage import Counter, Position
 from ultraflash_cli.errors import ConfigError
