@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.sr_gain import Clip, table
+
 
 def result(repository: Path, name: str) -> Any:
     return json.loads((repository / "benchmarks" / "results" / f"{name}.json").read_text())
@@ -83,12 +85,35 @@ def test_memory_over_the_length_of_a_clip_is_the_measured_one(repository: Path) 
             assert f"{each['size']} | {short:.0f} MiB | {long:.0f} MiB | {growth:.1f} % |" in text
 
 
-def test_the_scores_of_generated_clips_are_the_measured_ones(repository: Path) -> None:
+HEADS = ("kind", "colour", "time", "motion")
+
+
+@pytest.mark.parametrize(
+    ("file", "size"), [("generation_lite_cpu_2026-11-30", "480p"), ("generation_lite_1k_cpu_2026-11-30", "1K")]
+)
+def test_the_scores_of_generated_clips_are_the_measured_ones(repository: Path, file: str, size: str) -> None:
+    found = result(repository, file)["summary"]
+    shares = [f"{100 * found[name]:.0f} %" for name in HEADS]
+    steady = [f"{found[name]:.2f}" for name in ("unsteady", "unsteady_drawn", "unsteady_ratio")]
+    assert f"| {' | '.join([size, *shares, *steady])} |" in page(repository, "docs/quality.md")
+
+
+def test_the_gain_of_the_sr_transformer_is_the_measured_one(repository: Path) -> None:
+    found = result(repository, "sr_gain_lite_cpu_2026-11-30")
+    readme = page(repository, "benchmarks/training/lite2/README.md").replace("*", "")
+    rows = [{name: Clip(**clip) for name, clip in row.items()} for row in found["clips"]]
+    assert " ".join(table(rows).split()) in readme
+    assert len(rows) == 60 and found["lower_with"] == {"alex": 60, "vgg": 60}
+    means = found["summary"]
+    alex, vgg = (100 * (1 - means["with"][trunk] / means["without"][trunk]) for trunk in ("alex", "vgg"))
+    assert f"LPIPS is {alex:.0f} % lower with AlexNet and {vgg:.0f} % lower with VGG" in readme
+    gain = f"lowers LPIPS by {alex:.0f} % (AlexNet) and {vgg:.0f} % (VGG)"
+    assert gain in page(repository, "docs/quality.md")
+
+
+def test_the_judge_and_its_words_in_the_readme_are_the_measured_ones(repository: Path) -> None:
     found = result(repository, "generation_lite_cpu_2026-11-30")
-    shares = {name: f"{100 * found['summary'][name]:.0f} %" for name in ("kind", "colour", "time", "motion")}
-    steady = [f"{found['summary'][name]:.2f}" for name in ("unsteady", "unsteady_drawn", "unsteady_ratio")]
-    row = " | ".join([*shares.values(), *steady])
-    assert f"| {row} |" in page(repository, "docs/quality.md")
+    shares = {name: f"{100 * found['summary'][name]:.0f} %" for name in HEADS}
     readme = page(repository, "README.md")
     assert f"the time of day in {shares['time']}, the colour in {shares['colour']}" in readme
     assert f"the motion in {shares['motion']} and the subject in {shares['kind']}" in readme
