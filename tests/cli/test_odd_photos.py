@@ -70,12 +70,12 @@ def test_a_truncated_jpeg_is_said_to_be_so_and_strict_refuses_it(
 ) -> None:
     source = cut(tmp_path / "a.jpg", picture, progressive=is_progressive)
     assert enlarge(source, "-o", tmp_path / "out.png", "--strict") == 3
-    refused = "damaged or truncated, refused by --strict: truncated: the end of a.jpg is missing"
+    refused = "damaged or truncated, refused by --strict: truncated: its end is missing"
     assert f"error: {source}: {refused}\n" in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
 
     assert enlarge(source, "-o", tmp_path / "out.png", "--json") == 0
-    said = "a.jpg: truncated: the end of a.jpg is missing, and the decoder filled in the rest; copy it again"
+    said = "a.jpg: truncated: its end is missing, and the decoder filled in the rest; copy it again"
     assert said in json.loads(capsys.readouterr().out)["warnings"][0]
 
 

@@ -2,10 +2,13 @@
 message that says what to do."""
 
 import errno
+import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from struct import pack
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -224,3 +227,20 @@ def test_what_onednn_says_for_lack_of_memory_counts_where_memory_is_limited(monk
     assert not is_out_of_memory(error)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (900_000_000, resource.RLIM_INFINITY))
     assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the pipe is empty (0 bytes); check the command that writes to it"),
+        (b"Dear diary,\nthis is no film.\n", "a text file, not a video; give a video file"),
+        (b"%PDF-1.7\n" + bytes(range(256)), "a PDF document, not a video; give a video file"),
+    ],
+    ids=["empty", "text", "PDF"],
+)
+def test_what_a_pipe_carries_instead_of_a_video_is_named(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content), isatty=lambda: False))
+    assert main(["upscale", "-", "-o", str(tmp_path / "out.mp4")]) == 3
+    assert capsys.readouterr().err == f"error: -: {message}\n"

@@ -370,6 +370,7 @@ def _checked_suffix(output_suffix: str, codec: str) -> str:
         other = {
             "png": ".png for a photo, .mov or folder/%05d.png for a clip,",
             "jpeg": ".jpg for a photo, folder/%05d.jpg for a clip,",
+            "prores": ".mov or .mkv",
             "y4m": ".y4m or -",
         }.get(codec, ".mkv")
         raise UsageError(f"{suffix} cannot hold {codec} video; use {other} or another --codec")

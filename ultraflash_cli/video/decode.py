@@ -71,12 +71,12 @@ class ReadReport:
         """Whether frames were lost."""
         return self.failures > 0 or self.missing_bytes > 0 or self.lost_s > _LOSS_S or bool(self.cut_off)
 
-    @property
-    def about_cut_off(self) -> str:
-        """Which pictures are truncated."""
-        others = len(self.cut_off) - 1
+    def about_cut_off(self, source: object) -> str:
+        """Return which pictures of ``source`` are truncated."""
+        first, others = self.cut_off[0].name, len(self.cut_off) - 1
+        end = "its end" if first == getattr(source, "name", "") else f"the end of {first}"
         more = f", and that of {others} more," if others else ""
-        return f"truncated: the end of {self.cut_off[0].name}{more} is missing"
+        return f"truncated: {end}{more} is missing"
 
 
 _LOSS_S = Fraction(1, 2)
@@ -361,6 +361,7 @@ def _tell_losses(info: ClipInfo, found: ReadReport, said: _Said) -> None:
             f"truncated: the last {found.missing_bytes:,} bytes are lost; {found.frames} frames could be read",
         )
     elif found.cut_off:
-        said("loss", f"{found.about_cut_off}, and the decoder filled in the rest; copy it again from its source")
+        lost = found.about_cut_off(info.source)
+        said("loss", f"{lost}, and the decoder filled in the rest; copy it again from its source")
     elif found.failures:
         said("loss", f"damaged: {found.failures} packets could not be decoded, {found.frames} frames could")

@@ -108,4 +108,5 @@ def unusual_colors(color: ColorInfo) -> str:
 
 def _length(info: ClipInfo) -> str:
     seconds = "unknown" if info.duration_s is None else f"{float(Fraction(info.duration_s)):.3f} s"
-    return seconds + (f", about {info.frame_count_estimate} frames" if info.frame_count_estimate else "")
+    frames = info.frame_count_estimate
+    return seconds + (f", about {frames} frame{'s' if frames > 1 else ''}" if frames else "")

@@ -46,6 +46,11 @@ class Pipe:
         return self._spool is not None
 
     @property
+    def keeps_start(self) -> bool:
+        """Whether the start of the stream can still be read."""
+        return not self._dropped
+
+    @property
     def whole_file(self) -> Path | None:
         """The spool file, once the stream has been read to its end."""
         return self._spool if self._ended else None

@@ -36,6 +36,11 @@ def why_unreadable(source: Path | ImageSequence | Pipe, error: Exception) -> str
         return "no permission to read it; check the permissions"
     words = (getattr(error, "strerror", None) or str(error)).lower()
     if isinstance(source, Pipe):
+        head = source.head(_HEAD_BYTES) if source.keeps_start else b"?"
+        if not head:
+            return "the pipe is empty (0 bytes); check the command that writes to it"
+        if kind := _kind(head, ""):
+            return kind
         return f"the pipe does not carry a video that can be read without seeking ({words}); save it to a file first"
     if not isinstance(source, Path):
         return f"these images cannot be read ({words}); check that they are complete"
@@ -54,7 +59,10 @@ def kind_of(path: Path) -> str | None:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return None
+    return _kind(head, path.suffix)
 
+
+def _kind(head: bytes, suffix: str) -> str | None:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if found := _UNCOMPRESSED.match(head):
         width, height = int(found[1]), int(found[2])
@@ -71,7 +79,7 @@ def kind_of(path: Path) -> str | None:
         return "a web page, not a video; download the video itself"
     if not _TEXT.fullmatch(head):
         return None
-    if path.suffix.lower() in _PLAYLIST_SUFFIXES:
+    if suffix.lower() in _PLAYLIST_SUFFIXES:
         return _PLAYLIST
 
     return "a text file, not a video; give a video file"

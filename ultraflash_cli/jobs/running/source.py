@@ -97,7 +97,7 @@ def _decoded_frames(prepared: Prepared, warn: Warn) -> Iterator[Frame]:
 def _refuse_damage(prepared: Prepared, report: ReadReport) -> None:
     if report.damaged:
         found = (
-            report.about_cut_off
+            report.about_cut_off(prepared.info.source)
             if report.cut_off
             else f"{report.frames} frames could be read, {report.failures} packets could not, "
             f"the last {float(report.lost_s):.2f} s are lost"
