@@ -117,6 +117,15 @@ def test_a_photo_for_stdout_needs_a_name(
     assert capsys.readouterr().err == said
 
 
+def test_a_damaged_photo_from_stdin_is_named_as_the_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures()[0].save(tmp_path / "a.png")
+    pipe_in(monkeypatch, (tmp_path / "a.png").read_bytes()[:100])
+    assert main(["upscale", "-", "-o", str(tmp_path / "out.png")]) == 3
+    assert capsys.readouterr().err.startswith("error: -: no video frame can be decoded")
+
+
 def test_several_pictures_from_stdin_are_a_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

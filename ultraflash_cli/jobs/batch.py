@@ -159,9 +159,18 @@ def _each(
             raise
         except UltraflashError as failure:
             failure.source = source
-            yield Outcome(source=source, label=label, failure=failure)
+            yield Outcome(source=source, label=label, failure=_named_as_typed(failure, job))
         else:
             yield Outcome(source=source, label=label, **done)
+
+
+def _named_as_typed(failure: UltraflashError, job: Job) -> UltraflashError:
+    """Return a failure whose message names a photo from stdin as the pipe, not as the
+    file that keeps it."""
+    pipe = job.pipe if isinstance(job, UpscaleJob) else None
+    if pipe is not None and pipe.whole_file is not None:
+        failure.args = (str(failure).replace(str(pipe.whole_file), pipe.name),)
+    return failure
 
 
 def names_of(job: Job) -> tuple[str, str]:
