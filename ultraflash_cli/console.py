@@ -264,9 +264,11 @@ class Console:
                     self._say(f"watch the job at {event.url}", shown=True)
                 case Done():
                     self._drop_bar()
+                    # Where other processes computed the frames, the speed is unknown.
+                    speed = f" ({event.fps:.2f} fps)" if event.fps else ""
                     self.info(
-                        f"{event.output}: {count_of(event.frames, 'frame')} in {_duration(event.seconds)} "
-                        f"({event.fps:.2f} fps){_guarded(event.guarded_share)}"
+                        f"{event.output}: {count_of(event.frames, 'frame')} in {_duration(event.seconds)}"
+                        f"{speed}{_guarded(event.guarded_share)}"
                     )
                 case Failed() | Event():
                     pass

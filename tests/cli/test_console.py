@@ -127,6 +127,15 @@ def test_quiet_leaves_warnings_and_errors() -> None:
     assert err.getvalue().splitlines() == ["warning: careful", "error: disk full"]
 
 
+@pytest.mark.parametrize(("fps", "line"), [(24.0, "24 frames in 1.0 s (24.00 fps)"), (0.0, "24 frames in 1.0 s")])
+def test_the_last_line_has_the_speed_where_it_is_known(fps: float, line: str) -> None:
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err)
+    console.configure(GlobalOptions())
+    console.on_event(Done(input="in.mp4", output="out.mp4", frames=24, seconds=1, fps=fps))
+    assert err.getvalue() == f"out.mp4: {line}\n"
+
+
 def test_a_remark_is_a_warning_like_others_without_quiet() -> None:
     err = io.StringIO()
     console = Console(Settings(), out=io.StringIO(), err=err)

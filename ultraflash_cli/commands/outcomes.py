@@ -135,7 +135,8 @@ def _row(outcome: "Outcome") -> _Row:
         return "failed", "", "", "", outcome.label
     if report.skipped:
         return "skipped", "", "", "", report.output
-    size, speed = f"{report.width}x{report.height}", f"{report.fps_wall or 0:.2f} fps"
+    size = f"{report.width}x{report.height}"
+    speed = f"{report.fps_wall:.2f} fps" if report.fps_wall else ""
     return "done", count_of(report.frames_out, "frame"), size, speed, report.output
 
 

@@ -190,9 +190,12 @@ class MachineOptions(_Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one = r"(cpu|cuda(:\d+)?|mps|xpu(:\d+)?)"
+        one = r"(cpu|cuda(:[0-9]+)?|mps|xpu(:[0-9]+)?)"
         if not re.fullmatch(rf"auto|{one}(,{one})*", self.device):
-            raise ConfigError(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, got {self.device!r}")
+            raise ConfigError(
+                "--device must be auto, cpu, cuda, cuda:N, mps or xpu, or several, such as "
+                f"cuda:0,cuda:1, got {self.device!r}"
+            )
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ConfigError(f"--threads must be between 1 and {MOST_THREADS}, got {self.threads}")
 
