@@ -109,6 +109,7 @@ def upscale(
 ) -> None:
     """Upscale videos, keeping audio, subtitles and timing."""
     from ultraflash_cli.jobs.batch import Outcome, plan_batch, run_batch
+    from ultraflash_cli.jobs.cluster.described import INDIVISIBLE
     from ultraflash_cli.jobs.events import Warned
     from ultraflash_cli.jobs.planning.clips import find_clips, is_several, missing_inputs, names_a_file
     from ultraflash_cli.jobs.planning.upscale import NAMELESS, UpscaleJob
@@ -130,8 +131,11 @@ def upscale(
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
         raise UsageError(f"'{_DASH if from_stdin else output}' can be used with only one clip; remove the other inputs")
+    # What stdin cannot be used for is refused before it is read.
     if from_stdin and output is None:
-        raise UsageError(NAMELESS)  # before stdin is read
+        raise UsageError(NAMELESS)
+    if from_stdin and crew is not None:
+        raise UsageError(INDIVISIBLE)
     is_folder = destination is not None and destination.is_folder
     into_folder = output is not None and not to_stream and (is_batch or is_folder)
     if is_batch and output is not None and os.path.isfile(output):

@@ -11,7 +11,10 @@ from ultraflash_cli.jobs.batch import Job
 from ultraflash_cli.jobs.planning.generate import GenerateJob
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
 
-__all__ = ["as_json", "from_json"]
+__all__ = ["INDIVISIBLE", "as_json", "from_json"]
+
+INDIVISIBLE = "a stream cannot be divided into units; name a file"
+"""Message for a job that reads or writes a stream."""
 
 _KINDS: dict[str, type[UpscaleJob] | type[GenerateJob]] = {"upscale": UpscaleJob, "generate": GenerateJob}
 _HERE = ("stdout", "stdout_name", "pipe", "show", "store")
@@ -32,7 +35,7 @@ def as_json(job: Job) -> dict[str, object]:
     """Return a job as JSON with absolute paths. Raises UsageError for a job that reads
     or writes a stream."""
     if job.stdout is not None or getattr(job, "pipe", None) is not None:
-        raise UsageError("a stream cannot be divided into units; name a file")
+        raise UsageError(INDIVISIBLE)
     kind = "upscale" if isinstance(job, UpscaleJob) else "generate"
     values = {
         field.name: _plain(getattr(job, field.name)) for field in dataclasses.fields(job) if field.name not in _HERE
