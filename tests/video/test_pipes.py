@@ -89,9 +89,16 @@ def test_a_pipe_holds_in_memory_no_more_than_its_head() -> None:
     assert sum(sizes) == 1_000_000
 
 
-@pytest.mark.parametrize("content", [b"", b"no film", bytes(200_000)])
-def test_a_pipe_without_a_video_is_refused(content: bytes) -> None:
-    with pytest.raises(InputError, match="-: the pipe does not carry a video"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"", "-: the pipe is empty", id="empty"),
+        pytest.param(b"no film", "-: a text file, not a video", id="text"),
+        pytest.param(bytes(200_000), "-: the pipe does not carry a video", id="zeros"),
+    ],
+)
+def test_a_pipe_without_a_video_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         probe(Pipe(Trickle(content)))
 
 
