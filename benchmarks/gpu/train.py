@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ultraflash_cli.train.record import RECORD
 
@@ -87,8 +87,8 @@ def trained(
     steps: int,
     batch: int,
     save_every: int,
-    device: str,
-    changes: dict[str, Any],
+    device: Literal["cpu", "cuda"],
+    lengths: list[dict[str, Any]],
     ends_s: float,
     tell: Callable[[int], None],
 ) -> bool:
@@ -118,13 +118,13 @@ def trained(
         threads=1 if device == "cpu" else 4,
         workers=0 if device == "cpu" else 4,
         start_from=START,
-        device="cpu" if device == "cpu" else "cuda",
+        device=device,
         precision="bf16",
         batch=batch,
         save_every=save_every,
         log_every=min(25, save_every),
         rewards=rewards,
-        changes=tuple(({"pure_share": 0.95, "thing_weight": 12.0, "lengths": LENGTHS} | changes).items()),
+        changes=(("pure_share", 0.95), ("thing_weight", 12.0), ("lengths", lengths)),
     )
     try:
         train(job, on_save=on_save)
@@ -153,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processes = max(1, (os.cpu_count() or 1) - 1)
         count = encoded(data, scenes=asked.scenes, latents=asked.latents, processes=processes, ends_s=ends_s)
         print(f"{count} scenes after {time.monotonic() - began_s:.0f} s", flush=True)
-    lengths = [each for each in LENGTHS if each["latents"] <= asked.latents]
     done = trained(
         data,
         run,
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch=asked.batch,
         save_every=asked.save_every,
         device=asked.device,
-        changes={"lengths": lengths},
+        lengths=[each for each in LENGTHS if each["latents"] <= asked.latents],
         ends_s=began_s + asked.within,
         tell=lambda step: print(f"{step} steps after {time.monotonic() - began_s:.0f} s", flush=True),
     )

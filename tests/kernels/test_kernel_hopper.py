@@ -26,8 +26,7 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGluon]:
 
 
 class Example:
-    """Blocks as the SR transformer has them, in a ring of which a part is unused, and a
-    mask."""
+    """Blocks as in the SR transformer, in a partly filled ring, and a mask."""
 
     def __init__(
         self,

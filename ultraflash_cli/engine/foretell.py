@@ -13,8 +13,8 @@ from ultraflash_cli.engine.upscaler import Upscaler
 __all__ = ["LOOK_PX", "WORTH_LOOKING_PX", "foretold_frame_seconds"]
 
 LOOK_PX = 192 * 112
-"""Pixels of the crop on a CPU, of which two groups of frames are upscaled: few enough
-to stay within the memory plan, and 0.4 s of a core with `lite` (13 frames)."""
+"""Size of the crop that is timed on a CPU, in pixels. Two groups of frames are upscaled
+(13 with `lite`, 0.4 s of a core), within the memory plan."""
 WORTH_LOOKING_PX = 200 * LOOK_PX
 """Pixels of all frames of a clip, from which on measuring takes less than a tenth of
 the whole time."""

@@ -21,8 +21,8 @@ _STREAMED = (
     *(JPEG_HEAD, b"\x89PNG", b"GIF8", b"BM", b"DPX", b"SDPX", b"XPDS", b"qoif", b"\x76\x2f\x31\x01"),
     *(b"\xff\x0a", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7"),
 )
-"""Starts of formats of which one picture may follow another, as ``ffmpeg -f image2pipe``
-writes them."""
+"""First bytes of formats whose pictures can be concatenated, as by ``ffmpeg -f
+image2pipe``."""
 _BRANDS = (b"avif", b"heic", b"heix", b"mif1")
 _BOXES = (b"JXL ", b"jP  ")
 _HEAD_BYTES = 12
@@ -48,8 +48,8 @@ def kept_photo(pipe: Pipe, temp: Path | None) -> Generator[None]:
 
 
 def is_lone_picture(head: bytes) -> bool:
-    """Return whether a file that starts with ``head`` is a picture of a format of which
-    none follows another: TIFF, AVIF, HEIC, JPEG XL or JPEG 2000."""
+    """Return whether ``head`` begins a picture in a format that is never concatenated:
+    TIFF, AVIF, HEIC, JPEG XL or JPEG 2000."""
     return head[:4] in TIFF_HEADS or head[4:8] in _BOXES or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
 
 

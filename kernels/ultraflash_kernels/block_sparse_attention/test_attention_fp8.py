@@ -100,8 +100,8 @@ def test_the_kernel_is_near_the_definition_and_both_near_16_bits(
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize(("tokens", "width"), [(64, 16), (37, 16)], ids=["even", "odd"])
 def test_where_a_block_lies_changes_no_bit(impl: Impl, tokens: int, width: int) -> None:
-    """Cached blocks are those that were quantised with their group, so that reading
-    them from a ring equals quantising everything together, for every group anew."""
+    """Each block is quantised once, with its group; reading it back from a ring gives
+    the same bits as quantising all blocks again for every group."""
     q, k, v, mask = case(tokens, width, torch.float32)
     q_rows, k_rows, v_rows = in_8_bits(q, k, v)
     lists = BlockLists.from_mask(mask)
