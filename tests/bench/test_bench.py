@@ -182,6 +182,14 @@ def test_attention_on_a_cpu_is_counted() -> None:
         assert so_far() == 2 * 2 * 2 * 64 * 64 * 32
 
 
+def test_dense_attention_in_8_bits_is_counted() -> None:
+    q, k = (torch.empty(1, 2, n, 32, dtype=torch.float8_e4m3fn, device="meta") for n in (64, 96))
+    scales = [torch.empty(1, 2, n, 1, device="meta") for n in (64, 96)]
+    with counting_flops() as so_far:
+        torch.ops.ultraflash.dense_attention_fp8(q, k, k.mT, *scales, scales[1].mT, torch.bfloat16)
+        assert so_far() == 4 * 2 * 64 * 96 * 32
+
+
 def test_a_fresh_process_gives_the_report_or_the_error_itself() -> None:
     report = in_fresh_process(measure, replace(CASE, frames=1), prepare_toy, LIMITS)
     assert report.frames == 3

@@ -4,9 +4,16 @@ only decrease."""
 import json
 
 import pytest
+import torch
 
 from ultraflash_cli.bench.roofline import H200, cascades, parse_rates, roof_of
-from ultraflash_cli.bench.trace import TRACES, Launch, StageTrace, trace
+from ultraflash_cli.bench.trace import (
+    TRACES,
+    Launch,
+    StageTrace,
+    _traced,  # pyright: ignore[reportPrivateUsage]
+    trace,
+)
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.main import main
 
@@ -65,6 +72,16 @@ def test_a_launch_takes_what_its_arithmetic_or_its_traffic_takes() -> None:
     for wrong in ("speed=1", "traffic=fast", "traffic=0"):
         with pytest.raises(UsageError):
             parse_rates(wrong)
+
+
+def test_dense_attention_in_8_bits_has_a_rate_of_its_own() -> None:
+    q, k = (torch.empty(1, 12, n, 128, dtype=torch.float8_e4m3fn, device="meta") for n in (4680, 9360))
+    scales = [torch.empty(1, 12, n, 1, device="meta") for n in (4680, 9360)]
+    given = (q, k, k.mT, *scales, scales[1].mT, torch.bfloat16)
+    launches = _traced(lambda: torch.ops.ultraflash.dense_attention_fp8(*given))
+    roof = roof_of(StageTrace("x", 12, launches), parse_rates("fp8_attention=600"))
+    expected_ms = 4 * 12 * 4680 * 9360 * 128 / 600e9
+    assert roof.parts_ms == pytest.approx({"products": 0, "attention": expected_ms, "convolutions": 0, "passes": 0})
 
 
 def test_bench_roofline_estimates_the_published_model_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ class Rates:
     short_fp8_linear: float
     attention: float
     """Dense attention of the library."""
+    fp8_attention: float
+    """Dense attention in 8 bits."""
     sparse_attention: float
     """The block-sparse kernel."""
     fp8_sparse_attention: float
@@ -49,6 +51,7 @@ H200 = Rates(
     fp8_linear=1050,
     short_fp8_linear=850,
     attention=510,
+    fp8_attention=500,
     sparse_attention=420,
     fp8_sparse_attention=500,
     wide_convolution=560,
@@ -121,7 +124,9 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
     """Return the kind of a launch, and the rate of its arithmetic in TFLOP/s."""
     if not launch.flops:
         return "passes", rates.product
-    if launch.op == "scaled_dot_product_attention":
+    if launch.op.startswith("dense_attention_fp8"):
+        return "attention", rates.fp8_attention
+    if launch.op in ("scaled_dot_product_attention", "dense_attention"):
         return "attention", rates.attention
     if launch.op.startswith("block_list_attention"):
         return "attention", rates.fp8_sparse_attention if launch.op.endswith("fp8") else rates.sparse_attention

@@ -147,6 +147,8 @@ class _Tracer(TorchDispatchMode):
                 * made[0].numel()
                 * next(x for x in args if isinstance(x, Tensor) and x.shape[2:] == (3, 3))[0].numel()
             )
+        if op.startswith("dense_attention"):
+            return 4 * args[0].numel() * args[1].shape[2]
         if op.startswith("block_list_attention"):
             query = args[0]
             return 4 * self._block_pairs * query.shape[3] ** 2 * query.shape[4]

@@ -105,6 +105,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         torch.ops.ultraflash.block_list_attention_fp8: _block_list_flops,
         torch.ops.ultraflash.block_list_attention_hopper: _block_list_flops,
         torch.ops.ultraflash.dense_attention: _attention_flops,
+        torch.ops.ultraflash.dense_attention_fp8: _dense_fp8_flops,
         torch.ops.ultraflash.memory_conv: _memory_conv_flops,
     }
 
@@ -113,6 +114,12 @@ def _attention_flops(
     query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
 ) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _dense_fp8_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    return 4 * query.numel() * key[2]
 
 
 def _block_list_flops(

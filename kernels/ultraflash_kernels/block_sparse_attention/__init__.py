@@ -5,6 +5,7 @@ from ultraflash_kernels.block_sparse_attention.op import (
     block_sparse_attention,
 )
 from ultraflash_kernels.block_sparse_attention.op_dense import dense_attention
+from ultraflash_kernels.block_sparse_attention.op_dense_fp8 import dense_attention_fp8
 from ultraflash_kernels.block_sparse_attention.op_fp8 import block_list_attention_fp8
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "block_list_attention_fp8",
     "block_sparse_attention",
     "dense_attention",
+    "dense_attention_fp8",
 ]

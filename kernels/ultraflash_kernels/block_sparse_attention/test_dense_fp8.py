@@ -1,0 +1,84 @@
+"""Dense attention in 8 bits: near attention that is not, from parts of larger buffers,
+refusals."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ultraflash_kernels import dispatch
+from ultraflash_kernels.block_sparse_attention import (
+    dense_attention,
+    dense_attention_fp8,
+    op_dense_fp8,
+)
+from ultraflash_kernels.dispatch import KernelUnsupportedError
+from ultraflash_kernels.fp8_linear import Fp8Rows, quantise_rows
+from ultraflash_kernels.testing import DEVICE
+
+CAPACITY = 160
+"""Tokens of the buffers for keys and values."""
+
+
+def filled(rows: Fp8Rows, *, turned: bool = False) -> Fp8Rows:
+    """Return the same rows as the first ones of a buffer, the others NaN."""
+    parts: list[Tensor] = []
+    for x in rows:
+        buffer = x.new_full((*x.shape[:2], CAPACITY, x.shape[3]), math.nan)
+        buffer[:, :, : x.shape[2]] = x
+        part = buffer.mT.contiguous() if turned else buffer
+        parts.append(part[..., : x.shape[2]] if turned else part[:, :, : x.shape[2]])
+    return Fp8Rows(*parts)
+
+
+def case(width: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, and keys and values of uneven sizes."""
+    draw = torch.Generator().manual_seed(width)
+    q, k, v = (torch.randn(2, 3, n, width, generator=draw) for n in (37, 101, 101))
+    v = v * 4.0 ** torch.randn(2, 3, 101, 1, generator=draw)
+    return q.to(DEVICE), k.to(DEVICE), v.to(DEVICE)
+
+
+def in_8_bits(q: Tensor, k: Tensor, v: Tensor) -> tuple[Fp8Rows, Fp8Rows, Fp8Rows]:
+    q, k, v = (quantise_rows(x, impl="reference") for x in (q, k, v))
+    return q, filled(k), filled(v, turned=True)
+
+
+def test_it_is_near_attention_in_16_bits_and_reads_only_the_keys_that_are_there() -> None:
+    q, k, v = case()
+    found = dense_attention_fp8(*in_8_bits(q, k, v), dtype=q.dtype, impl="reference")
+    exact = dense_attention(q, k, v, impl="reference")
+    assert found.dtype == q.dtype and found.shape == q.shape
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.1
+    assert (
+        dense_attention_fp8(*in_8_bits(q, k, v), impl="reference").dtype == torch.bfloat16
+    )
+
+
+def test_rows_of_other_layouts_are_refused() -> None:
+    q, k, v = in_8_bits(*case())
+    with pytest.raises(ValueError, match=r"v must be float8_e4m3fn \[B, H, D, tokens\]"):
+        dense_attention_fp8(q, k, k)
+    with pytest.raises(ValueError, match="q must be float8_e4m3fn"):
+        dense_attention_fp8(Fp8Rows(q.values.float(), q.scales), k, v)
+    with pytest.raises(ValueError, match="k must be .* with torch.float32 "):
+        dense_attention_fp8(q, Fp8Rows(k.values, k.scales[:, :, :1]), v)
+    with pytest.raises(ValueError, match="impl must be"):
+        dense_attention_fp8(q, k, v, impl="fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_an_explicit_choice_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = in_8_bits(*case())
+    with pytest.raises(
+        KernelUnsupportedError, match="dense_attention_fp8: the kernel for Hop"
+    ):
+        dense_attention_fp8(*rows, impl="hopper")
+    monkeypatch.setattr(op_dense_fp8, "find_spec", lambda name: object())
+    with pytest.raises(KernelUnsupportedError, match="results are float32"):
+        dense_attention_fp8(*rows, dtype=torch.int8, impl="triton")
+    with pytest.raises(KernelUnsupportedError, match="144 wide, expected at most 128"):
+        dense_attention_fp8(*in_8_bits(*case(144)), impl="triton")
+    monkeypatch.setattr(dispatch, "device_refusal", lambda _device: "there is none.")
+    with pytest.raises(KernelUnsupportedError, match="there is none"):
+        dense_attention_fp8(*rows, dtype=torch.float32, impl="triton")
