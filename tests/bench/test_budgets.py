@@ -11,7 +11,7 @@ from ultraflash_cli.bench.trace import (
     TRACES,
     Launch,
     StageTrace,
-    _traced,  # pyright: ignore[reportPrivateUsage]
+    _traced,
     trace,
 )
 from ultraflash_cli.errors import UsageError

@@ -76,8 +76,9 @@ def _check(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows) -> None:
             layout = "[B, H, D, tokens]" if name == "v" else "[B, H, tokens, D]"
             raise ValueError(
                 f"dense_attention_fp8: {name} must be float8_e4m3fn {layout} with a "
-                f"float32 scale for each token, got {rows.values.dtype} {list(rows.values.shape)} "
-                f"with {rows.scales.dtype} {list(rows.scales.shape)}; keys are {shape}"
+                f"float32 scale for each token, got {rows.values.dtype} "
+                f"{list(rows.values.shape)} with {rows.scales.dtype} "
+                f"{list(rows.scales.shape)}; keys are {shape}"
             )
 
 

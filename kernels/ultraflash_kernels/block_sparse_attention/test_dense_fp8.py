@@ -41,8 +41,8 @@ def case(width: int = 32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def in_8_bits(q: Tensor, k: Tensor, v: Tensor) -> tuple[Fp8Rows, Fp8Rows, Fp8Rows]:
-    q, k, v = (quantise_rows(x, impl="reference") for x in (q, k, v))
-    return q, filled(k), filled(v, turned=True)
+    rows = [quantise_rows(x, impl="reference") for x in (q, k, v)]
+    return rows[0], filled(rows[1]), filled(rows[2], turned=True)
 
 
 def test_it_is_near_attention_in_16_bits_and_reads_only_the_keys_that_are_there() -> None:
@@ -62,7 +62,7 @@ def test_rows_of_other_layouts_are_refused() -> None:
         dense_attention_fp8(q, k, k)
     with pytest.raises(ValueError, match="q must be float8_e4m3fn"):
         dense_attention_fp8(Fp8Rows(q.values.float(), q.scales), k, v)
-    with pytest.raises(ValueError, match="k must be .* with torch.float32 "):
+    with pytest.raises(ValueError, match=r"k must be .* with torch.float32 "):
         dense_attention_fp8(q, Fp8Rows(k.values, k.scales[:, :, :1]), v)
     with pytest.raises(ValueError, match="impl must be"):
         dense_attention_fp8(q, k, v, impl="fast")  # pyright: ignore[reportArgumentType]
