@@ -21,6 +21,7 @@ BUDGETS = {
     # launches, GB that all move, GB that passes without arithmetic move
     "generator": (3053, 150, 55.1),
     "generator fp8": (3503, 152, 77.2),
+    "generator fp8 steps": (2822, 123, 63.3),
     "encoder": (474, 21.5, 11.2),
     "upsampler 1k": (72, 4.3, 1.1),
     "upsampler 2k": (72, 9.6, 2.4),
@@ -67,6 +68,10 @@ def test_a_launch_takes_what_its_arithmetic_or_its_traffic_takes() -> None:
     assert roof.parts_ms == pytest.approx({"products": 2, "attention": 0, "convolutions": 3, "passes": 1 + 2.5})
     assert roof.bound_by == "passes" and roof.expected_ms == pytest.approx(8.5)
     assert roof.ideal_ms == pytest.approx((2 * 695 + 3 * 270) / 788)
+    assert roof.hopper_ms == roof.expected_ms, "there is no attention"
+    dense = StageTrace("x", 24, {Launch("scaled_dot_product_attention", 10**6, 560 * 10**9): 1})
+    assert roof_of(dense, H200).hopper_ms == pytest.approx(1.0)
+    assert roof_of(dense, parse_rates("attention=1120")).hopper_ms == pytest.approx(0.5), "a given rate is kept"
     slower = roof_of(StageTrace("x", 24, launches), parse_rates("traffic=1.8, narrow_convolution = 135"))
     assert slower.parts_ms["passes"] == pytest.approx(4.5) and slower.bound_by == "convolutions"
     for wrong in ("speed=1", "traffic=fast", "traffic=0"):
@@ -94,5 +99,9 @@ def test_bench_roofline_estimates_the_published_model_without_a_gpu(capsys: pyte
     fps = {each["name"]: each for each in found["cascades"]}
     assert fps["upscale 1k"]["expected_fps"] > 2 * fps["upscale 2k"]["expected_fps"] > 0
     assert fps["generate 1k"]["two_gpus_fps"] > fps["generate 1k"]["expected_fps"]
+    managed, whole = fps["generate 2k fp8 steps"], fps["generate 2k fp8"]
+    assert managed["expected_fps"] > whole["expected_fps"], "a step less saves time"
+    assert all(each["hopper_fps"] > each["expected_fps"] for each in fps.values())
+    assert all(each["hopper_two_gpus_fps"] >= each["hopper_fps"] for each in fps.values())
     assert cascades([]) == []
     assert main(["bench", "--rates", "product=1"]) == 2

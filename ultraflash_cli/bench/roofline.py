@@ -7,7 +7,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from ultraflash_cli.bench.trace import TRACES, Launch, StageTrace, trace
 from ultraflash_cli.errors import UsageError
 
-__all__ = ["CASCADES", "H200", "Cascade", "Rates", "StageRoof", "cascades", "parse_rates", "roof_of", "roofline"]
+__all__ = [
+    "CASCADES",
+    "H200",
+    "HOPPER_KERNELS",
+    "Cascade",
+    "Rates",
+    "StageRoof",
+    "cascades",
+    "parse_rates",
+    "roof_of",
+    "roofline",
+]
 
 _MANY_ROWS = 20_000
 """Minimum number of rows for a matmul that fills a GPU evenly."""
@@ -62,6 +73,15 @@ H200 = Rates(
 )
 """One H200: the matmul rate was measured, the others are published measurements on Hopper."""
 
+HOPPER_KERNELS = {
+    "attention": 560,
+    "sparse_attention": 540,
+    "fp8_attention": 750,
+    "fp8_sparse_attention": 750,
+}
+"""Rates of attention in TFLOP/s that others report of kernels built like those for
+Hopper, which have never run on a GPU."""
+
 
 def parse_rates(text: str | None) -> Rates:
     """Read ``product=788,traffic=3.6``; omitted rates are those of an H200. Raises
@@ -100,6 +120,8 @@ class StageRoof:
     expected_ms: float
     parts_ms: Mapping[str, float]
     """The expected time by kind: matmuls, attention, convolutions, passes."""
+    hopper_ms: float
+    """The expected time with attention at the rates of ``HOPPER_KERNELS``."""
 
     @property
     def bound_by(self) -> str:
@@ -139,14 +161,21 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
     return "products", rates.linear if many else rates.short_linear
 
 
-def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
-    """Return the time of a traced group at these rates, for each launch the larger of
-    arithmetic and traffic."""
-    parts: dict[str, float] = {"products": 0.0, "attention": 0.0, "convolutions": 0.0, "passes": 0.0}
+def _parts_ms(traced: StageTrace, rates: Rates) -> dict[str, float]:
+    """Return the time by kind, for each launch the larger of arithmetic and traffic."""
+    parts = {"products": 0.0, "attention": 0.0, "convolutions": 0.0, "passes": 0.0}
     for launch, count in traced.launches.items():
         kind, tflops = _kind(launch, rates)
         seconds = max(launch.flops / tflops / 1e12, launch.bytes / rates.traffic / 1e12, rates.launch_us * 1e-6)
         parts[kind] += 1000 * count * seconds
+    return parts
+
+
+def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
+    """Return the time of a traced group at these rates, and with attention at those of
+    ``HOPPER_KERNELS`` where they are higher."""
+    hopper = {name: max(rate, getattr(rates, name)) for name, rate in HOPPER_KERNELS.items()}
+    parts = _parts_ms(traced, rates)
     return StageRoof(
         name=traced.name,
         frames=traced.frames,
@@ -157,6 +186,7 @@ def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
         ideal_ms=traced.flops / rates.product / 1e9,
         expected_ms=sum(parts.values()),
         parts_ms=parts,
+        hopper_ms=sum(_parts_ms(traced, replace(rates, **hopper)).values()),
     )
 
 
@@ -165,22 +195,26 @@ def roofline(rates: Rates) -> list[StageRoof]:
     return [roof_of(trace(name), rates) for name in TRACES]
 
 
+_LATER = ("upsampler {}", "SR transformer {}", "decoder {}")
+_LATER_FP8 = ("upsampler {}", "SR transformer {} fp8", "decoder {}")
+
 CASCADES: dict[str, tuple[str, ...]] = {
-    "generate 1k": ("generator", "upsampler 1k", "SR transformer 1k", "decoder 1k"),
-    "generate 2k": ("generator", "upsampler 2k", "SR transformer 2k", "decoder 2k"),
-    "upscale 1k": ("encoder", "upsampler 1k", "SR transformer 1k", "decoder 1k"),
-    "upscale 2k": ("encoder", "upsampler 2k", "SR transformer 2k", "decoder 2k"),
-    "generate 1k fp8": ("generator fp8", "upsampler 1k", "SR transformer 1k fp8", "decoder 1k"),
-    "generate 2k fp8": ("generator fp8", "upsampler 2k", "SR transformer 2k fp8", "decoder 2k"),
-    "upscale 1k fp8": ("encoder", "upsampler 1k", "SR transformer 1k fp8", "decoder 1k"),
-    "upscale 2k fp8": ("encoder", "upsampler 2k", "SR transformer 2k fp8", "decoder 2k"),
+    name.format(size): tuple(stage.format(size) for stage in stages)
+    for name, stages in (
+        ("generate {}", ("generator", *_LATER)),
+        ("upscale {}", ("encoder", *_LATER)),
+        ("generate {} fp8", ("generator fp8", *_LATER_FP8)),
+        ("generate {} fp8 steps", ("generator fp8 steps", *_LATER_FP8)),
+        ("upscale {} fp8", ("encoder", *_LATER_FP8)),
+    )
+    for size in ("1k", "2k")
 }
-"""The stages of each command."""
+"""The stages of each command; ``steps`` is the rule of ``--cache-management``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade:
-    """Frames per second of all stages of a command in sequence, and on two GPUs."""
+    """Frames per second of all stages of a command in sequence."""
 
     name: str
     ideal_fps: float
@@ -188,11 +222,28 @@ class Cascade:
     two_gpus_fps: float
     """Frames per second with the generator on a separate GPU; for an upscale the same
     as on one."""
+    hopper_fps: float
+    """Frames per second with attention at the rates of ``HOPPER_KERNELS``."""
+    hopper_two_gpus_fps: float
 
     def line(self) -> str:
         """Return the row of a table."""
-        two = f", {self.two_gpus_fps:.0f} on two GPUs" if self.two_gpus_fps > self.expected_fps else ""
-        return f"{self.name:<22} ideal {self.ideal_fps:.0f} FPS, expected {self.expected_fps:.0f}{two}"
+        two = self.two_gpus_fps > self.expected_fps
+        return (
+            f"{self.name:<22} ideal {self.ideal_fps:3.0f} FPS, expected {self.expected_fps:3.0f}"
+            f"{f', {self.two_gpus_fps:.0f} on two GPUs' if two else ''}; "
+            f"with the kernels for Hopper {self.hopper_fps:.0f}"
+            f"{f', {self.hopper_two_gpus_fps:.0f} on two GPUs' if two else ''}"
+        )
+
+
+def _fps(rows: Sequence[StageRoof], field: str) -> tuple[float, float]:
+    """Return the frames per second of stages in sequence, and with the generator on a
+    separate GPU."""
+    times = {row.name: getattr(row, field) / row.frames for row in rows}
+    total = sum(times.values())
+    alone = sum(time for name, time in times.items() if name.startswith("generator"))
+    return 1000 / total, 1000 / max(alone, total - alone)
 
 
 def cascades(stages: Sequence[StageRoof]) -> list[Cascade]:
@@ -203,12 +254,16 @@ def cascades(stages: Sequence[StageRoof]) -> list[Cascade]:
         if not set(parts) <= by_name.keys():
             continue
         rows = [by_name[part] for part in parts]
-        ideal, expected = (
-            sum(getattr(row, field) / row.frames for row in rows) for field in ("ideal_ms", "expected_ms")
-        )
-        generator = [row.expected_ms / row.frames for row in rows if row.name.startswith("generator")]
-        slower = max(*generator, expected - sum(generator)) if generator else expected
+        expected, two_gpus = _fps(rows, "expected_ms")
+        hopper, hopper_two_gpus = _fps(rows, "hopper_ms")
         found.append(
-            Cascade(name=name, ideal_fps=1000 / ideal, expected_fps=1000 / expected, two_gpus_fps=1000 / slower)
+            Cascade(
+                name=name,
+                ideal_fps=_fps(rows, "ideal_ms")[0],
+                expected_fps=expected,
+                two_gpus_fps=two_gpus,
+                hopper_fps=hopper,
+                hopper_two_gpus_fps=hopper_two_gpus,
+            )
         )
     return found

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ultraflash_cli.engine.cache_policy import ONE_FEWER, CacheManagement
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import ULTRAFLASH
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
@@ -229,10 +230,13 @@ def _sr_dit(scale: int, *, fp8: bool = False) -> StageTrace:
     return StageTrace("SR transformer", 4 * config.group_latents, _for_layers(run, config.num_layers))
 
 
-def _generator(*, fp8: bool = False) -> StageTrace:
+def _generator(*, fp8: bool = False, managed: bool = False) -> StageTrace:
+    """Trace a chunk; ``managed`` ones take one step less, see
+    ``--cache-management``."""
     config = ULTRAFLASH.long_generator
     assert config is not None, "the published model has one"
     config = dataclasses.replace(config, independent_first_frame=False)
+    config = CacheManagement(steps=ONE_FEWER).apply_generator(config) if managed else config
     chunk = config.chunk_latents
     noise = _empty(1, 16, chunk, _HEIGHT, _WIDTH)
     inputs = GeneratorInputs(noise, _empty(1, config.draws_per_chunk, 16, chunk, _HEIGHT, _WIDTH))
@@ -280,6 +284,7 @@ def _encoder() -> StageTrace:
 TRACES: dict[str, Callable[[], StageTrace]] = {
     "generator": _generator,
     "generator fp8": lambda: _generator(fp8=True),
+    "generator fp8 steps": lambda: _generator(fp8=True, managed=True),
     "encoder": _encoder,
     "upsampler 1k": lambda: _upsampler(2),
     "upsampler 2k": lambda: _upsampler(3),
