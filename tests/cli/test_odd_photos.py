@@ -79,6 +79,26 @@ def test_a_truncated_jpeg_is_said_to_be_so_and_strict_refuses_it(
     assert said in json.loads(capsys.readouterr().out)["warnings"][0]
 
 
+@pytest.mark.parametrize("count", [1, 4], ids=["still", "moving"])
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_a_truncated_gif_or_png_is_said_to_be_so_and_strict_refuses_it(
+    kind: str, count: int, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / f"a.{kind.lower()}"
+    turns = [picture.rotate(90 * turn) for turn in range(1, count)]
+    picture.save(source, kind, save_all=count > 1, append_images=turns, duration=40)
+    assert enlarge(source, "-o", tmp_path / f"whole{count}.mp4", "--strict") == 0
+    whole = source.read_bytes()
+    source.write_bytes(whole[: -len(whole) // 9] if kind == "GIF" or count > 1 else whole[:-12])
+    capsys.readouterr()
+
+    assert enlarge(source, "-o", tmp_path / "out.mp4") == 0
+    filled = ", and the decoder filled in the rest" if count == 1 else f"; {4 if kind == 'GIF' else 3} frames could be"
+    assert f"{source.name}: truncated: its end is missing{filled}" in capsys.readouterr().err
+    assert enlarge(source, "-o", tmp_path / "out.mp4", "--strict", "-y") == 3
+    assert "refused by --strict: truncated: its end is missing" in capsys.readouterr().err
+
+
 def test_truncated_images_of_a_sequence_are_counted(
     picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

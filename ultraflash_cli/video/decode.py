@@ -362,6 +362,8 @@ def _tell_losses(info: ClipInfo, found: ReadReport, said: _Said) -> None:
         )
     elif found.cut_off:
         lost = found.about_cut_off(info.source)
-        said("loss", f"{lost}, and the decoder filled in the rest; copy it again from its source")
+        is_clip = isinstance(info.source, Path) and found.frames > 1
+        rest = f"; {found.frames} frames could be read" if is_clip else ", and the decoder filled in the rest"
+        said("loss", f"{lost}{rest}; copy it again from its source")
     elif found.failures:
         said("loss", f"damaged: {found.failures} packets could not be decoded, {found.frames} frames could")

@@ -13,6 +13,9 @@ __all__ = ["is_cut_off", "missing_bytes"]
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 _MOST_BOXES = 100_000
 _JPEG_END = b"\xff\xd9"
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+_GIF_HEAD = b"GIF8"
+_GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
 _HEAD_BYTES = 1 << 24
 
 
@@ -38,17 +41,60 @@ def missing_bytes(path: Path) -> int:
 
 
 def is_cut_off(path: Path) -> bool:
-    """Return whether a file is a JPEG that lacks its end marker; decoders fill in what is
-    missing."""
+    """Return whether a file is a JPEG, PNG or GIF that lacks its end marker; decoders
+    fill in what is missing."""
     try:
         with open(path, "rb") as file:
-            if file.read(len(JPEG_HEAD)) != JPEG_HEAD:
+            head = file.read(len(_PNG_HEAD))
+            is_ended = next((known for start, known in _IS_ENDED.items() if head.startswith(start)), None)
+            if is_ended is None:
                 return False
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as jpeg:
-                # A preview before the pixels has an end of its own.
-                return jpeg.find(_JPEG_END, jpeg_scan(jpeg[:_HEAD_BYTES])) < 0
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as picture:
+                return not is_ended(picture)
     except OSError:
         return False
+
+
+def _is_ended_jpeg(jpeg: mmap.mmap) -> bool:
+    # A preview before the pixels has an end of its own.
+    return jpeg.find(_JPEG_END, jpeg_scan(jpeg[:_HEAD_BYTES])) >= 0
+
+
+def _is_ended_png(png: mmap.mmap) -> bool:
+    """Follow the chunks to the last one (ISO/IEC 15948, section 5.3)."""
+    place = len(_PNG_HEAD)
+    while place + 12 <= len(png):
+        length, name = unpack(">I4s", png[place : place + 8])
+        place += 12 + length
+        if name == b"IEND":
+            return place <= len(png)
+    return False
+
+
+def _is_ended_gif(gif: mmap.mmap) -> bool:
+    """Follow the blocks to the trailer (GIF89a, appendix B). Bytes of no known kind end
+    the file, too, as they do for decoders."""
+    place = 13 + _table_bytes(gif[10:11])
+    while place < len(gif):
+        kind = gif[place]
+        if kind == _GIF_IMAGE:
+            place += 11 + _table_bytes(gif[place + 9 : place + 10])
+        elif kind == _GIF_EXTENSION:
+            place += 2
+        else:
+            return True
+        while place < len(gif) and gif[place]:
+            place += 1 + gif[place]
+        place += 1
+    return False
+
+
+def _table_bytes(flags: bytes) -> int:
+    """Return the size of the colour table that a GIF's flags announce."""
+    return 3 << ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
+
+
+_IS_ENDED = {JPEG_HEAD: _is_ended_jpeg, _PNG_HEAD: _is_ended_png, _GIF_HEAD: _is_ended_gif}
 
 
 def _missing_of_boxes(file: BinaryIO, size: int) -> int:
