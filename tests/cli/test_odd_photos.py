@@ -157,6 +157,22 @@ def test_the_advice_for_a_name_without_extension_fits_the_output(
     assert says in capsys.readouterr().err
 
 
+def test_a_photo_written_by_a_pattern_is_reported_under_its_own_name(
+    picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture.save(tmp_path / "a.jpg")
+    made = tmp_path / "z001.png"
+    command = ["upscale", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "z%03d.png"), "--res", "2x"]
+    assert main([*command, "--dry-run"]) == 0
+    assert main([*command, "--json"]) == 0 and made.exists()
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["output"] == str(made)
+    assert f"-> {made}: " in shown.err and f"{made}: 1 frame in" in shown.err and "%03d" not in shown.err
+
+    assert main([*command, "-n"]) == 0
+    assert f"{made} exists; skipping" in capsys.readouterr().err
+
+
 def test_a_folder_of_photos_says_how_to_upscale_them(
     picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ from ultraflash_cli.jobs.planning.target import (
     check_temp,
     encoded_bytes,
     followed,
+    is_pictures,
     link_notes,
     output_label,
     stream_target,
@@ -174,7 +175,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
     from ultraflash_cli.video.color import picture_color
     from ultraflash_cli.video.encoders import check_encoder
     from ultraflash_cli.video.probe import probe, surveyed
-    from ultraflash_cli.video.sequence import ImageSequence
+    from ultraflash_cli.video.sequence import ImageSequence, numbered
 
     check_address_space()
     source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
@@ -188,6 +189,9 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
     photo = is_photo(info)
     if photo:
         info = replace(info, frame_count_estimate=1)
+        if job.output is not None and named is not None and is_pictures(named):
+            # The one file of a pattern that is written.
+            job, named = replace(job, output=numbered(job.output, 1)), numbered(named, 1)
     if any(each is not None for each in (job.start, job.end, job.preview)):
         info = surveyed(info)
 
@@ -220,8 +224,8 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
     if photo and fps is not None and makes_pictures(suffix, job.codec):
         warnings += (f"{info.path.name}: a photo has no frame rate; --fps is ignored",)
         fps = None
-    is_pictures = photo or isinstance(source, ImageSequence)
-    seen = replace(info, color=picture_color(info.color)) if is_pictures else info
+    of_pictures = photo or isinstance(source, ImageSequence)
+    seen = replace(info, color=picture_color(info.color)) if of_pictures else info
     model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS, facts=facts)
     fed_fps = expected_fps(model, job.device, width_px=plan.target[1], height_px=plan.target[0], facts=facts)
     spec = _spec(job, seen, plan, fps=fps, threads=threads, suffix=suffix, fed_fps=fed_fps)
