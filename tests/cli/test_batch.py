@@ -202,10 +202,28 @@ def test_a_folder_done_twice_does_not_take_results_for_films(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "a_2x.mkv"]
 
 
-def test_two_inputs_that_would_share_an_output_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_inputs_that_would_share_an_output_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         make_clip(tmp_path / name / "a.mkv", frames=4)
+    out = tmp_path / "out"
     inputs = [str(tmp_path / name / "a.mkv") for name in ("one", "two")]
-    assert main(["upscale", *inputs, "-o", str(tmp_path / "out"), "--res", "2x", "-y"]) == 9
-    assert "would both be written to" in capsys.readouterr().err
+    for options in (["-y"], []):
+        assert main(["upscale", *inputs, "-o", str(out), "--res", "2x", *options]) == 9
+        assert f"{inputs[1]} and {inputs[0]} would both be written to" in capsys.readouterr().err
+        assert not out.exists()
+
+    assert main(["upscale", *inputs, "-o", str(out), "--res", "2x", "--keep-going", "--json"]) == 9
+    refused, done = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (refused["input"], refused["exit_code"]) == (inputs[1], 2) and "rename one" in refused["error"]
+    assert (done["input"], done["frames_out"]) == (inputs[0], 4) and (out / "a_2x.mkv").exists()
+
+
+def test_inputs_of_one_name_but_different_outputs_are_no_clash(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mkv", frames=4)
+    make_clip(tmp_path / "a.mp4", frames=4)
+    assert main(["upscale", str(tmp_path), "--res", "2x", "--html", "-q"]) == 0
+    made = {path.name for path in tmp_path.iterdir()} - {"a.mkv", "a.mp4"}
+    assert {"a_2x.mkv", "a_2x.mp4"} < made

@@ -46,10 +46,11 @@ def with_pages(outcomes: "Iterable[Outcome]", jobs: "Sequence[UpscaleJob]", cons
     """Yield the outcomes, each with a page next to its output."""
     from ultraflash_cli.jobs.pages.previewing import write_preview_page
 
-    for outcome, job in zip(outcomes, jobs, strict=True):
+    made_by = {str(job.source): job for job in jobs}
+    for outcome in outcomes:
         if outcome.report is None or outcome.report.skipped:
             yield outcome
             continue
-        page = write_preview_page(job, outcome.report)
+        page = write_preview_page(made_by[outcome.source], outcome.report)
         console.info(f"page: {page}")
         yield replace(outcome, page=str(page))

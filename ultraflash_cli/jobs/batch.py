@@ -1,7 +1,7 @@
 """Run several jobs in one command, one after another, and collect their outcomes."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ultraflash_cli.errors import Interrupted, UltraflashError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
+from ultraflash_cli.jobs.planning.inputs import find_input, made_place
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.forecast import Forecast, Forecaster
 from ultraflash_cli.jobs.running.prepare import foreseen, prepare, prepare_generation
@@ -72,11 +73,12 @@ def run_batch(
     *,
     stop: Stop,
     build: Callable[[Any], Any] | None = None,
-    sources: Iterable[Path] = (),
+    sources: Sequence[Path] = (),
 ) -> Iterator[Outcome]:
     """Run the jobs in order and yield each outcome as it comes; networks are loaded once for all of them.
 
-    No output may replace one of the `sources`. Interrupted and unexpected errors are raised; all
+    No output may replace one of the `sources`, and two of them with one output are the
+    first outcome, before any work. Interrupted and unexpected errors are raised; all
     other failures are outcomes. `build` replaces `Models` for loading the model.
     """
     from ultraflash_cli.jobs.running.loader import Models
@@ -90,7 +92,7 @@ def run_batch(
     return _each(jobs, act, stop=stop, sources=sources, rest=_RESUMES)
 
 
-def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ()) -> Iterator[Outcome]:
+def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Sequence[Path] = ()) -> Iterator[Outcome]:
     """Check the jobs in order and yield the plan or the failure of each.
 
     Nothing is written; the built-in model is loaded to time it on a small picture. An
@@ -134,13 +136,23 @@ def _each(
     act: Callable[[Prepared | PreparedGeneration], dict[str, Any]],
     *,
     stop: Stop,
-    sources: Iterable[Path],
+    sources: Sequence[Path],
     rest: str = "",
 ) -> Iterator[Outcome]:
     """Yield the outcome of `act` for each job; `rest` describes the jobs that a stop
-    leaves undone."""
+    leaves undone. With `sources`, jobs that share an output with an earlier one come
+    first."""
+    jobs = list(jobs) if sources else jobs
+    clashes = _clashes(jobs, sources, stop) if isinstance(jobs, list) else {}
+    for number, clash in clashes.items():
+        source, label = names_of(jobs[number])
+        clash.source = source
+        yield Outcome(source=source, label=label, failure=clash)
+
     claims = Claims(sources)
-    for job in jobs:
+    for number, job in enumerate(jobs):
+        if number in clashes:
+            continue
         source, label = names_of(job)
         if stop.requested:
             raise stop.interruption(f"interrupted before {label}{rest}")
@@ -162,6 +174,41 @@ def _each(
             yield Outcome(source=source, label=label, failure=_named_as_typed(failure, job))
         else:
             yield Outcome(source=source, label=label, **done)
+
+
+def _clashes(jobs: Sequence[Job], sources: Sequence[Path], stop: Stop) -> dict[int, UsageError]:
+    """Return the jobs, by position, that would write to the output of an earlier one."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for number, job in enumerate(jobs):
+        if isinstance(job, UpscaleJob) and (place := _place(job)) is not None:
+            alike.setdefault(place, []).append(number)
+
+    claims = Claims(sources)
+    clashes: dict[int, UsageError] = {}
+    for number in sorted(each for numbers in alike.values() if len(numbers) > 1 for each in numbers):
+        job = jobs[number]
+        assert isinstance(job, UpscaleJob), "only these were collected"
+        if stop.requested:
+            break
+        try:
+            prepared = prepare(job, to_write=False)
+        except UltraflashError:
+            continue  # reported when its turn comes
+        try:
+            claims.check(names_of(job)[1], prepared.output, is_skipped=True)
+        except UsageError as clash:
+            clashes[number] = clash
+    return clashes
+
+
+def _place(job: UpscaleJob) -> tuple[str, str] | None:
+    """Return folder and stem of a job's default output; None if a message about its
+    input comes later. Outputs of different places differ."""
+    try:
+        beside, stem = made_place(find_input(job.source, job.pipe, images=job.images, rate=job.fps))
+    except UltraflashError:
+        return None
+    return os.path.realpath(job.folder or beside), stem
 
 
 def _named_as_typed(failure: UltraflashError, job: Job) -> UltraflashError:

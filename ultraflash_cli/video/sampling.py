@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 
@@ -63,7 +64,8 @@ def sampled_bytes(info: ClipInfo, spec: EncodeSpec) -> FrameBytes | None:
                     ticks = max(1, round(1 / (spec.rate * spec.time_base)))
                     for place, rgb_hwc in enumerate(frames):
                         writer.write(Frame(place * ticks, ticks, as_picture(rgb_hwc)))
-                packets += _packets(path)
+                with open_segment(path) as container:
+                    packets += _packets(container)
             except (FFmpegError, OSError, UltraflashError):
                 return None
     return _summary(packets)
@@ -71,7 +73,8 @@ def sampled_bytes(info: ClipInfo, spec: EncodeSpec) -> FrameBytes | None:
 
 def packet_bytes(path: Path) -> FrameBytes | None:
     """Measure the video of a finished file."""
-    return _summary(_packets(path))
+    with open_input(path) as container:
+        return _summary(_packets(container))
 
 
 def copied_bytes(info: ClipInfo, indices: Iterable[int]) -> int:
@@ -100,10 +103,9 @@ def _frames_at(info: ClipInfo, at_s: Fraction, spec: EncodeSpec) -> list[np.ndar
         ]
 
 
-def _packets(path: Path) -> list[tuple[int, bool]]:
-    with open_segment(path) as container:
-        stream = container.streams.video[0]
-        return [(packet.size, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+def _packets(container: InputContainer) -> list[tuple[int, bool]]:
+    stream = container.streams.video[0]
+    return [(packet.size, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
 
 
 def _summary(packets: Sequence[tuple[int, bool]]) -> FrameBytes | None:

@@ -285,7 +285,7 @@ def test_of_two_inputs_with_one_name_the_second_is_not_skipped_for_the_first(tmp
     first, second = make_clip(tmp_path / "a.mkv", frames=4), make_clip(tmp_path / "a.mp4", frames=4)
     jobs = [job(each, folder=tmp_path / "out", codec="ffv1", crf=None, skip_existing=True) for each in (first, second)]
     for _ in range(2):
-        done, refused = run_batch(jobs, lambda event: None, stop=Stop(), build=builder(), sources=[first, second])
+        refused, done = run_batch(jobs, lambda event: None, stop=Stop(), build=builder(), sources=[first, second])
         assert done.failure is None
         assert "would both be written to" in str(refused.failure)
 
