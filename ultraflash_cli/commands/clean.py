@@ -16,7 +16,10 @@ __all__ = ["clean"]
 def clean(
     console: Console,
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER", help="Folders to search; by default the current one.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="FOLDER", help="Folders to search; by default the current one, and the temporary one for pipes."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove what is listed.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Search subfolders too.")] = False,
@@ -28,9 +31,9 @@ def clean(
     .NAME.units where there was none) are leftovers too, unless a worker is using them.
     """
     from ultraflash_cli.jobs.cluster.leftovers import find_plans, remove_plan
-    from ultraflash_cli.jobs.resume.leftovers import find_leftovers, remove
+    from ultraflash_cli.jobs.resume.leftovers import find_leftovers, remove, usual_places
 
-    places = folders or [Path()]
+    places = folders or usual_places()
     found = [(each, remove) for each in find_leftovers(places, recursive=recursive)]
     found += [(each, remove_plan) for each in find_plans(places, recursive=recursive)]
     for leftover, take_away in found:
@@ -49,4 +52,5 @@ def clean(
     if not found:
         console.info("nothing to clean")
     elif not yes:
-        console.info("-y removes them; rerunning the same command would resume them")
+        resumable = any(leftover.frames for leftover, _ in found)
+        console.info("-y removes them" + ("; rerunning the same command would resume them" if resumable else ""))

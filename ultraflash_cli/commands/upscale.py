@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -186,8 +187,9 @@ def upscale(
     with (
         opened_sink(output, console, dry_run=dry_run) as sink,
         opened_show(serve, console, dry_run=dry_run) as show,
-        stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
+        # A signal while a photo is read from stdin ends the command at once.
         _stdin(options.temp) if from_stdin else nullcontext() as pipe,
+        stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
         jobs = (job_of(clip.source, clip.below) for clip in readable)
         if crew is not None and not dry_run:
@@ -222,6 +224,7 @@ def upscale(
 
 @contextmanager
 def _stdin(temp: Path | None) -> "Generator[Pipe]":
+    from ultraflash_cli.jobs.resume.leftovers import folder_of_copy
     from ultraflash_cli.video.pipe import Pipe
     from ultraflash_cli.video.piped_photo import kept_photo
 
@@ -229,5 +232,5 @@ def _stdin(temp: Path | None) -> "Generator[Pipe]":
     if stream.isatty():
         raise UsageError("'-' reads a clip from a pipe, but stdin is the terminal; pipe a clip into it or name a file")
     pipe = Pipe(stream)
-    with kept_photo(pipe, temp):
+    with kept_photo(pipe, partial(folder_of_copy, temp)):
         yield pipe

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-from ultraflash_cli.errors import InputError, OutputError
+from ultraflash_cli.errors import InputError, Interrupted, OutputError
 
 __all__ = ["ByteStream", "Pipe", "PipeReader", "SpoolReader"]
 
@@ -144,6 +144,9 @@ class Pipe:
             content = self._stream.read(size) or b""
         except (OSError, ValueError) as error:
             raise InputError(f"{self.name}: the pipe cannot be read ({error})") from error
+        except KeyboardInterrupt as error:
+            # Within a read for libavformat, PyAV would ignore it: it is no `Exception`.
+            raise Interrupted("interrupted") from error
         if self._spool is None:
             self._memory += content
             self._advance(content)

@@ -1,15 +1,14 @@
 """A photo that comes through a pipe: recognised, and kept in a file, as it is read more
 than once."""
 
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 
 from av.error import FFmpegError
 
-from ultraflash_cli.errors import InputError, OutputError
+from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.jpeg import JPEG_HEAD
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.source import open_input
@@ -29,20 +28,16 @@ _HEAD_BYTES = 12
 
 
 @contextmanager
-def kept_photo(pipe: Pipe, temp: Path | None) -> Generator[None]:
-    """Keep what comes through ``pipe`` in a file in ``temp``, or in the system's folder,
-    for the duration of the block, if it is one picture; ``pipe.whole_file`` is that
-    file. Raises ``InputError``, ``OutputError``."""
+def kept_photo(pipe: Pipe, new_folder: Callable[[], AbstractContextManager[Path]]) -> Generator[None]:
+    """Keep what comes through ``pipe`` in a file in a new folder for the duration of
+    the block, if it is one picture; ``pipe.whole_file`` is that file. Raises
+    ``InputError``, ``OutputError``."""
     if not _is_picture(pipe):
         yield
         return
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="ultraflash-", dir=temp if temp and temp.is_dir() else None)
-    except OSError as error:
-        raise OutputError(f"{pipe.name}: {error.strerror}; choose a folder for its copy with --temp-dir") from error
-    with folder as kept:
+    with new_folder() as kept:
         # Messages name the file as the pipe.
-        pipe.spool_to(Path(kept, pipe.name))
+        pipe.spool_to(kept / pipe.name)
         pipe.read_to_end()
         yield
 

@@ -1,7 +1,9 @@
 """Leftovers of interrupted runs."""
 
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +11,16 @@ from ultraflash_cli.errors import InputError, OutputError
 from ultraflash_cli.jobs.resume.entries import count_frames
 from ultraflash_cli.jobs.resume.journal import discard
 from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
-from ultraflash_cli.jobs.resume.work_folder import OutputLock, is_work_folder, looks_like_work
+from ultraflash_cli.jobs.resume.work_folder import (
+    OutputLock,
+    is_work_folder,
+    leave_private_folder,
+    looks_like_work,
+    private_folder,
+    work_folder,
+)
 
-__all__ = ["Leftover", "find_leftovers", "remove"]
+__all__ = ["Leftover", "find_leftovers", "folder_of_copy", "remove", "usual_places"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,40 @@ class Leftover:
     refusal: str | None = None
     """Reason to skip it: a symlink, a file or another user's folder; None for a folder
     of ours."""
+
+
+@contextmanager
+def folder_of_copy(temp: Path | None) -> Generator[Path]:
+    """Yield a new folder for the copy of a pipe, in `temp` or in this user's private
+    folder. It is removed at the end; that of a process that was killed is a leftover.
+    Raises OutputError.
+    """
+    place = temp if temp is not None and temp.is_dir() else private_folder()
+    work = work_folder(place / f"stdin-{secrets.token_hex(4)}")
+    try:
+        with OutputLock(work):
+            copies = work / "made-0"
+            try:
+                copies.mkdir(mode=0o700)
+            except OSError as error:
+                raise OutputError(f"{place}: {error.strerror}; choose a folder for a copy with --temp-dir") from error
+            try:
+                yield copies
+            finally:
+                discard(work)
+    finally:
+        leave_private_folder(place)
+
+
+def usual_places() -> list[Path]:
+    """Return where leftovers are searched by default: the current folder, and the
+    private one of this user, for streams, if there is one."""
+    private = private_folder()
+    try:
+        check_ours(private)
+    except OutputError:
+        return [Path()]
+    return [Path(), private] if private.is_dir() and not private.samefile(Path()) else [Path()]
 
 
 def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:
