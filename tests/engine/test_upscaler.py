@@ -137,5 +137,20 @@ def test_time_is_foretold_from_a_corner_in_proportion(width: int, height: int, r
     assert foretold is not None and least * 0.7 <= foretold <= least * 1.5
 
 
+def test_a_gpu_is_idle_when_its_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    def read() -> float:
+        log.append("clock")
+        return float(len(log))
+
+    made = upscaler()
+    monkeypatch.setattr(foretell, "wait_for", lambda device: log.append(f"wait for {device}"))
+    monkeypatch.setattr(type(made.cascade), "device", torch.device("cuda"))
+    monkeypatch.setattr(type(made), "warm_up", lambda _self: log.append("a group"))
+    assert foretold_frame_seconds(made, clock=read) == pytest.approx(3 / made.group_frames(first=True))
+    assert log == ["wait for cuda", "clock", "a group", "wait for cuda", "clock"]
+
+
 def test_time_is_not_foretold_where_looking_would_take_long() -> None:
     assert foretold_frame_seconds(upscaler()) is None

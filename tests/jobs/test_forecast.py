@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.engine.videos import CONTEXT, video
 from tests.jobs.clips import make_clip
+from ultraflash_cli.engine.bridge import Bridge, HostStream
 from ultraflash_cli.engine.counts import counting_flops
-from ultraflash_cli.engine.profiles import TINY_LITE
+from ultraflash_cli.engine.profiles import TINY_LITE, TINY_RANDOM
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.schedule import plan_generation
@@ -22,7 +24,8 @@ from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.jobs.running import loader
 from ultraflash_cli.jobs.running.forecast import Forecast, describe_forecast
 from ultraflash_cli.main import main
-from ultraflash_cli.models.forecast import generation_rates
+from ultraflash_cli.models import forecast
+from ultraflash_cli.models.forecast import GenerationRates, GenerationWork, generation_rates
 
 NEAR = 1.5
 
@@ -90,8 +93,35 @@ def test_a_look_at_a_generator_of_one_size_counts_what_it_runs_and_runs_little()
         group = so_far() - looked
     # Without the weights it is unknown which pairs of blocks are chosen, but their
     # number is nearly known.
-    assert rates == pytest.approx((1e9, 1e9), rel=1e-3), "as many operations as the clock has counted"
+    assert rates[:2] == pytest.approx((1e9, 1e9), rel=1e-3), "as many operations as the clock has counted"
     assert looked < group / 2
+
+
+@pytest.mark.parametrize("second", [None, torch.device("cpu", 0)], ids=["one device", "two devices"])
+def test_a_look_reads_its_clock_only_when_devices_are_idle(
+    monkeypatch: pytest.MonkeyPatch, second: torch.device | None
+) -> None:
+    idle: set[torch.device] = set()
+    reads: list[set[torch.device]] = []
+
+    def read() -> float:
+        reads.append(set(idle))
+        idle.clear()
+        return float(len(reads))
+
+    monkeypatch.setattr(forecast, "wait_for", idle.add)
+    bridge = None if second is None else Bridge(HostStream(), HostStream(), second)
+    model = video(plan_generation(9), replace(TINY_RANDOM, base_size=(32, 32)), bridge=bridge)
+    rates = generation_rates(model, CONTEXT, clock=read)
+    cpu = torch.device("cpu")
+    assert reads == ([{cpu}] * 2 if second is None else [{cpu, second}] * 4)
+    assert rates.beside == (second is not None)
+
+
+def test_two_devices_take_the_time_of_the_slower_one() -> None:
+    work = GenerationWork(generator=6e9, frames=8e9)
+    assert GenerationRates(2e9, 4e9).seconds(work) == pytest.approx(3 + 2)
+    assert GenerationRates(2e9, 4e9, beside=True).seconds(work) == pytest.approx(3)
 
 
 @pytest.mark.usefixtures("untimed")

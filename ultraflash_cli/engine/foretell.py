@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ultraflash_cli.engine.clock import wait_for
 from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.upscaler import Upscaler
@@ -30,8 +31,10 @@ def foretold_frame_seconds(
     """
     cascade = upscaler.cascade
     if cascade.device.type == "cuda":
+        wait_for(cascade.device)
         started_s = clock()
         upscaler.warm_up()
+        wait_for(cascade.device)
         return (clock() - started_s) / upscaler.group_frames(first=True)
     if cascade.profile.pixels is None:
         return None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.clock import wait_for
 from ultraflash_cli.engine.counts import counting_flops
 from ultraflash_cli.engine.footprint.networks import parameters
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
@@ -61,10 +62,13 @@ class GenerationRates(NamedTuple):
 
     generator: float
     frames: float
+    beside: bool = False
+    """Whether both kinds run at once, on two devices."""
 
     def seconds(self, work: GenerationWork) -> float:
         """Return the seconds that this work takes."""
-        return work.generator / self.generator + work.frames / self.frames
+        times = work.generator / self.generator, work.frames / self.frames
+        return max(times) if self.beside else sum(times)
 
 
 @functools.cache
@@ -113,32 +117,43 @@ def generation_rates(
     """Return the speed of a cascade here, timed on the first group of a small picture.
     A generator with position embeddings for one size is timed at that size: for one
     chunk on a CPU, where that takes seconds, with the rest timed on a small picture.
+    With a second device each is timed alone.
     """
     profile, device = video.profile, context.device
+    devices = {device} if video.bridge is None else {device, video.bridge.device}
+
+    def now() -> float:
+        for each in devices:
+            wait_for(each)
+        return clock()
+
     whole = profile.base_size
     small = tuple(max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in whole)
     scale = video.refiner.scale if video.refiner is not None else 1
     bare = _video(profile, video.sampler.config, video.plan, scale, low_frames=video.low_decoder is not None)
-    if video.sampler.config.grid is None or device.type != "cpu":
+    apart = video.bridge is not None
+    if not apart and (video.sampler.config.grid is None or device.type != "cpu"):
         height, width = small if video.sampler.config.grid is None else whole
         (work,) = _counted_groups(bare, height, width, groups=1)
         states = [_state(video, height, width, context) for _ in range(2)]
         video.step(states[0])  # selects kernels and allocates memory
-        started_s = clock()
+        started_s = now()
         video.step(states[1])
         video.settle()
-        rate = work.total / (clock() - started_s)
+        rate = work.total / (now() - started_s)
         return GenerationRates(rate, rate)
 
     with torch.inference_mode():
         state = _state(video, *whole, context)
-        started_s = clock()
+        if apart:
+            _generate_chunk(video, _state(video, *whole, context))  # selects kernels and allocates memory
+        started_s = now()
         _generate_chunk(video, state)
-        generated_s = clock() - started_s
+        generated_s = now() - started_s
         _make_frames(video, state, *small)
-        started_s = clock()
+        started_s = now()
         _make_frames(video, state, *small)
-        made_s = clock() - started_s
+        made_s = now() - started_s
 
         nothing = _state(bare, *whole, _context(profile))
         with counting_flops() as so_far:
@@ -146,7 +161,7 @@ def generation_rates(
             generated = so_far()
             _make_frames(bare, nothing, *small)
             made = so_far() - generated
-    return GenerationRates(generated / generated_s, made / made_s)
+    return GenerationRates(generated / generated_s, made / made_s, beside=apart)
 
 
 def _generate_chunk(video: TextToVideo, state: TextToVideoState) -> None:
