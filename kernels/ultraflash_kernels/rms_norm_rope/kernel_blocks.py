@@ -24,11 +24,11 @@ from ultraflash_kernels.rms_norm_rope.kernel import (
 )
 from ultraflash_kernels.token_order import blocks_of
 
-__all__ = ["forward", "norm_rope_blocks_kernel"]
+__all__ = ["forward", "norm_rope_blocks_kernel", "scatter_e4m3", "turn_tokens"]
 
 
 @triton.jit
-def _scatter_e4m3(
+def scatter_e4m3(
     tile,
     to,
     to_head,
@@ -57,6 +57,25 @@ def _scatter_e4m3(
 
 
 @triton.jit
+def turn_tokens(
+    source, to, to_channel, scales, real, live, HEAD: tl.constexpr, ON_GPU: tl.constexpr
+):
+    """Quantise tokens of one head at ``source [BT]`` and write their channels,
+    ``to_channel`` apart, at ``to [BT]`` and their scales at ``scales [BT]``: only those
+    that are ``live``, with zeros for those that are not ``real`` (padding)."""
+    col = tl.arange(0, HEAD)  # [HEAD]
+    tile = tl.load(source[:, None] + col[None, :], mask=real[:, None], other=0.0)
+    values, scale = to_e4m3(tile.to(tl.float32))  # [BT, HEAD], [BT]
+    values = values if ON_GPU else rounded_e4m3(values)
+    tl.store(
+        to[:, None] + col.to(tl.int64)[None, :] * to_channel,
+        values.to(to.dtype.element_ty),
+        mask=live[:, None],
+    )
+    tl.store(scales, scale, mask=live)
+
+
+@triton.jit
 def _turn_values(
     source,
     source_token,
@@ -78,7 +97,6 @@ def _turn_values(
     """Quantise one block of values by token and head, ``BT`` tokens of a head at a
     time, and write it with the channels of a head before its tokens."""
     TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
-    col = tl.arange(0, HEAD)  # [HEAD]
     for start in range(0, TOKENS, BT):
         inside = start + tl.arange(0, BT)  # [BT]
         live = inside < TOKENS
@@ -86,21 +104,9 @@ def _turn_values(
         real = real & live
         rows = source + token * source_token
         for head in range(WIDTH // HEAD):
-            tile = tl.load(
-                rows[:, None] + (head * HEAD + col)[None, :],
-                mask=real[:, None],
-                other=0.0,
-            )  # [BT, HEAD]
-            values, scale = to_e4m3(tile.to(tl.float32))
-            values = values if ON_GPU else rounded_e4m3(values)
-            place = to + head * to_head + block * (TOKENS * HEAD)
-            tl.store(
-                place + col[None, :] * TOKENS + inside[:, None],
-                values.to(to.dtype.element_ty),
-                mask=live[:, None],
-            )
-            place = scales + head * scales_head + block * TOKENS
-            tl.store(place + inside, scale, mask=live)
+            place = to + head * to_head + block * (TOKENS * HEAD) + inside
+            scale = scales + head * scales_head + block * TOKENS + inside
+            turn_tokens(rows + head * HEAD, place, TOKENS, scale, real, live, HEAD, ON_GPU)
 
 
 @triton.jit
@@ -153,7 +159,7 @@ def _norm_block(
         )  # [BT, 2 * BP]
         if FP8:
             at = scales + block * TOKENS + inside
-            _scatter_e4m3(
+            scatter_e4m3(
                 rotated, out, to_head, at, scales_head, live, WIDTH, HEAD, BT, BP, ON_GPU
             )
         else:

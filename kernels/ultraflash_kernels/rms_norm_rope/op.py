@@ -3,65 +3,22 @@ head-major blocks, in one pass."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
+from ultraflash_kernels.dispatch import Impl, chooses_triton
 from ultraflash_kernels.rms_norm_rope import reference
-from ultraflash_kernels.token_order import blocks_of, tokens_of, with_padding
+from ultraflash_kernels.rms_norm_rope.axis_tables import AxisTables
+from ultraflash_kernels.rms_norm_rope.checks import (
+    Qkv,
+    check_blocks,
+    check_tokens,
+    width_refusal,
+)
+from ultraflash_kernels.token_order import blocks_of, with_padding
 
-__all__ = [
-    "AxisTables",
-    "check_dense",
-    "rms_norm_rope",
-    "rms_norm_rope_means",
-    "width_refusal",
-]
-
-Qkv = tuple[Tensor, Tensor, Tensor]
-
-WIDEST_ROW = 4096
-"""Maximum number of channels that a program of the kernel holds in registers."""
-
-
-@dataclass(frozen=True)
-class AxisTables:
-    """Rotations of the rotary embedding by frame, by row and by column; its size does
-    not grow with their product."""
-
-    turns: Tensor
-    """``[frames * pt + rows * ps + cols * ps, 2]`` float32: cosine and sine, by axis
-    and position."""
-    positions: tuple[int, int, int]
-    """Number of frames, rows and columns covered."""
-    pairs: tuple[int, int, int]
-    """Pairs of channels of a head that are rotated by frame, row and column: pt, ps,
-    ps."""
-
-    @classmethod
-    def of(cls, frames: Tensor, rows: Tensor, cols: Tensor) -> "AxisTables":
-        """Join unit complex numbers ``[positions, pairs]`` of the three axes.
-
-        A graph captured with ``turns`` uses new positions once they are copied into it.
-        """
-        axes = (frames, rows, cols)
-        if any(axis.ndim != 2 or not axis.is_complex() for axis in axes):
-            raise ValueError(
-                "tables must be complex [positions, pairs], got "
-                f"{[list(axis.shape) for axis in axes]}"
-            )
-        turns = torch.cat(
-            [torch.view_as_real(axis.to(torch.complex64)).reshape(-1, 2) for axis in axes]
-        )
-        positions, pairs = zip(*(tuple(axis.shape) for axis in axes), strict=True)
-        return cls(turns, positions, pairs)
-
-    @property
-    def head_width(self) -> int:
-        """Number of channels of a head."""
-        return 2 * sum(self.pairs)
+__all__ = ["rms_norm_rope", "rms_norm_rope_means"]
 
 
 def rms_norm_rope(
@@ -94,9 +51,10 @@ def rms_norm_rope(
     tokens are blocks of ``(1, rows, cols)``. Raises ValueError for invalid shapes,
     dtypes or destinations.
     """
-    _check(q, k, v, q_weight, k_weight, tables, size, block, out)
+    weights = (q_weight, k_weight)
+    check_blocks("rms_norm_rope", (q, k, v), weights, tables, size, block, out)
     numbers = (tables.pairs, tables.positions, size, block, eps)
-    given = (q, k, v, q_weight, k_weight, tables.turns)
+    given = (q, k, v, *weights, tables.turns)
     if chooses_triton(
         "rms_norm_rope", impl, *given, *(out or ()), refusal=width_refusal(q)
     ):
@@ -129,13 +87,14 @@ def rms_norm_rope_means(
     all tokens of the resulting blocks, rounded once to ``mean_dtype``. ``out`` and the
     other arguments are the same.
     """
-    check_dense(q, k, v, q_weight, k_weight, tables, size, block, out)
+    op = "rms_norm_rope_means"
+    check_tokens(op, (q, k, v), (q_weight, k_weight), tables, size, block, out)
 
     weights, head = (q_weight, k_weight, tables.turns), tables.head_width
     numbers = (tables.pairs, tables.positions, size, block, eps)
     whole = math.prod(blocks_of(size, block)), math.prod(block)
     tensors = (q, k, v, *weights, *(out or ()))
-    if chooses_triton("rms_norm_rope_means", impl, *tensors, refusal=width_refusal(q)):
+    if chooses_triton(op, impl, *tensors, refusal=width_refusal(q)):
         shape = (q.shape[0], q.shape[2] // head, *whole, head)
         made = out or _empty(q, shape)
         q_mean, k_mean = (
@@ -150,16 +109,6 @@ def rms_norm_rope_means(
     made = reference.forward(q, k, v, *weights, *numbers, out)
     q_mean, k_mean = (x.detach().mean(dim=3, dtype=mean_dtype) for x in made[:2])
     return *made, q_mean, k_mean
-
-
-def width_refusal(q: Tensor) -> str | None:
-    """Return a sentence that explains why no kernel supports projections like ``q``, or
-    None."""
-    if q.dtype not in KERNEL_DTYPES:
-        return f"it supports float32, float16 and bfloat16, got {q.dtype}."
-    if q.shape[-1] <= WIDEST_ROW:
-        return None
-    return f"it supports up to {WIDEST_ROW} channels, got {q.shape[-1]}."
 
 
 def _empty(q: Tensor, shape: tuple[int, ...]) -> Qkv:
@@ -217,85 +166,3 @@ def _write_means(
 
     given = (q, k, v, q_weight, k_weight, turns, pairs, positions, size, block, eps)
     kernel_blocks.forward(*given, (q_out, k_out, v_out), (q_mean, k_mean))
-
-
-def check_dense(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    tables: AxisTables,
-    size: tuple[int, int, int],
-    block: tuple[int, int, int],
-    out: Qkv | None,
-) -> None:
-    """Raise ValueError unless these are arguments of ``rms_norm_rope_means``."""
-    whole = math.prod(blocks_of(size, block)), math.prod(block)
-    if q.ndim != 3 or q.shape[1] != tokens_of(size):
-        raise ValueError(
-            f"rms_norm_rope_means: q, k, v must be [B, {tokens_of(size)}, D], "
-            f"got {list(q.shape)}"
-        )
-    q_like, k_like, v_like = (
-        x.new_empty((x.shape[0], *whole, x.shape[2]), device="meta") for x in (q, k, v)
-    )
-    _check(q_like, k_like, v_like, q_weight, k_weight, tables, size, block, out)
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    tables: AxisTables,
-    size: tuple[int, int, int],
-    block: tuple[int, int, int],
-    out: Qkv | None,
-) -> None:
-    if min(*size, *block) < 1:
-        raise ValueError(
-            f"rms_norm_rope: sizes and blocks must be positive, got {size} and {block}"
-        )
-
-    blocks = math.prod([-(-n // b) for n, b in zip(size, block, strict=True)])
-    d = tables.head_width
-    batch, width = q.shape[0], q.shape[-1]
-    expected = (batch, blocks, math.prod(block), width)
-    if any(tuple(x.shape) != expected for x in (q, k, v)) or width % d:
-        shapes = [list(x.shape) for x in (q, k, v)]
-        raise ValueError(
-            f"rms_norm_rope: q, k, v must be {list(expected)} in heads of {d}, got {shapes}"
-        )
-    if any(weight.shape != (width,) for weight in (q_weight, k_weight)):
-        raise ValueError(
-            f"rms_norm_rope: weights must be [{width}], got {list(q_weight.shape)}, "
-            f"{list(k_weight.shape)}"
-        )
-
-    dtypes = {x.dtype for x in (q, k, v, q_weight, k_weight, *(out or ()))}
-    if len(dtypes) > 1 or q.dtype not in (*KERNEL_DTYPES, torch.float64):
-        raise ValueError(
-            f"rms_norm_rope: all tensors must have one floating-point dtype, got {dtypes}"
-        )
-    if any(have < need for have, need in zip(tables.positions, size, strict=True)):
-        raise ValueError(
-            f"rms_norm_rope: tables cover {tables.positions} positions, tokens are {size}"
-        )
-    if tables.turns.dtype != torch.float32 or not tables.turns.is_contiguous():
-        raise ValueError(
-            "rms_norm_rope: tables must be float32 and contiguous; use AxisTables.of"
-        )
-
-    shape = (batch, width // d, blocks, math.prod(block), d)
-    for x in out or ():
-        if (
-            tuple(x.shape) != shape
-            or x.stride(4) != 1
-            or x.stride(2) != shape[3] * x.stride(3)
-        ):
-            raise ValueError(
-                f"rms_norm_rope: a destination must be {list(shape)} with adjacent "
-                f"blocks, got {list(x.shape)}"
-            )
