@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,24 +29,18 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from benchmarks.aot_gates import HOPPER, HOT, Figures, compare
 from benchmarks.machine_code import hot_loop, split_loop
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 from ultraflash_kernels.fp8_linear import Fp8Rows
 
-__all__ = ["CASES", "EIGHT_BITS", "HOPPER", "HOT", "TABLE", "TARGETS", "compare", "main", "measure"]
+__all__ = ["CASES", "EIGHT_BITS", "TABLE", "TARGETS", "main", "measure"]
 
 TABLE = Path(__file__).with_name("aot.json")
 TARGETS = (80, 89, 90, 100, 103, 120)
 """Compute capabilities, times ten."""
-MOST_SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 103: 232_448, 120: 101_376}
-"""Maximum shared memory of one program."""
-
 GRID = (6, 90, 156, 2, 8, 8)
 """Frames, rows and columns of tokens of a group of the 2K stage, and those of a block."""
-
-Figures = dict[str, dict[str, dict[str, int]]]
-"""Registers per thread, bytes of stack (spills) and bytes of shared memory, by kernel
-and target."""
 
 
 def blocks(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, count: int = 720) -> Tensor:
@@ -70,6 +64,32 @@ def attention(
     remembered = (old, old) if ring else (None, None)
     forward = kernel_hopper.forward if hopper else kernel.forward
     forward(new, new, new, lists, *remembered, fill, GRID if tokens == 128 else ())
+
+
+def dense_attention_fp8(*, width: int = 128) -> None:
+    """Launch dense attention in 8 bits of a chunk of the generator, to its ring."""
+    from ultraflash_kernels.block_sparse_attention import kernel_fp8_dense
+
+    q, k, v = chunk_rows(width)
+    kernel_fp8_dense.forward(q, k, v, torch.bfloat16)
+
+
+def chunk_rows(width: int) -> tuple[Fp8Rows, Fp8Rows, Fp8Rows]:
+    """Return a chunk of the generator in 8 bits, and the first keys and values of its
+    ring, which holds a multiple of 16 tokens."""
+
+    def rows(*shape: int) -> Tensor:
+        return on_meta(1, 12, *shape, dtype=torch.float8_e4m3fn)
+
+    def scales(*shape: int) -> Tensor:
+        return on_meta(1, 12, *shape, dtype=torch.float32)
+
+    capacity, used = 32768, 6 * 1560
+    return (
+        Fp8Rows(rows(4680, width), scales(4680, 1)),
+        Fp8Rows(rows(capacity, width)[:, :, :used], scales(capacity, 1)[:, :, :used]),
+        Fp8Rows(rows(width, capacity)[..., :used], scales(1, capacity)[..., :used]),
+    )
 
 
 def dense_attention(dtype: torch.dtype) -> None:
@@ -176,6 +196,18 @@ def turned_blocks(*, small: bool = False) -> None:
         kernel_blocks.forward(*given, (out, out, out), (mean, mean))
 
 
+def turned_tokens() -> None:
+    """Launch norm, rotation and scatter of a chunk of the generator to 8 bits, with
+    keys and values to its ring."""
+    from ultraflash_kernels.rms_norm_rope import kernel_tokens
+
+    size = (3, 30, 52)
+    x, weight, turns = on_meta(1, 4680, 1536), on_meta(1536), on_meta(1788, 2, dtype=torch.float32)
+    (q, q_scales), (k, k_scales), (v, v_scales) = chunk_rows(128)
+    out, scales = (q, k[:, :, :4680], v[..., :4680]), (q_scales, k_scales[:, :, :4680], v_scales[..., :4680])
+    kernel_tokens.forward(x, x, x, weight, weight, turns, (22, 21, 21), size, size, 1e-6, out, scales)
+
+
 def converted(dtype: torch.dtype, bits: int, *, last: bool) -> None:
     """Launch the conversion of a group of frames at 2K, channels last or as planes."""
     from ultraflash_kernels.frames_to_yuv import kernel
@@ -230,6 +262,8 @@ CASES: dict[str, Callable[[], None]] = {
     "block_sparse_attention_fp8, bf16, head 128, ring": attention_fp8,
     "block_sparse_attention_fp8, bf16, head 128": lambda: attention_fp8(ring=False),
     "block_sparse_attention_fp8, bf16, head 32, 32 tokens, ring": lambda: attention_fp8(width=32, tokens=32),
+    "dense_attention_fp8, bf16, head 128": dense_attention_fp8,
+    "dense_attention_fp8, bf16, head 64": lambda: dense_attention_fp8(width=64),
     "block_topk, bf16": lambda: choice(torch.bfloat16),
     "block_topk, fp32": lambda: choice(torch.float32),
     "adaln_modulate, bf16, float32 vectors": lambda: modulated(torch.float32),
@@ -243,6 +277,7 @@ CASES: dict[str, Callable[[], None]] = {
     "rms_norm_rope, bf16, 12 heads of 128": turned,
     "rms_norm_rope_means, bf16, 12 heads of 128": turned_blocks,
     "rms_norm_rope_means_fp8, bf16, 12 heads of 128": lambda: turned_blocks(small=True),
+    "rms_norm_rope_fp8, bf16, 12 heads of 128": turned_tokens,
     "frames_to_yuv, fp16 planes to 8 bits": lambda: converted(torch.float16, 8, last=False),
     "frames_to_yuv, fp16 channels last to 8 bits": lambda: converted(torch.float16, 8, last=True),
     "frames_to_yuv, fp32 planes to 10 bits": lambda: converted(torch.float32, 10, last=False),
@@ -258,36 +293,17 @@ CASES: dict[str, Callable[[], None]] = {
 """Functions that launch kernels, by their names in the table; a case with several
 kernels lists each after its name."""
 
-HOT = (
-    "block_sparse_attention, bf16, head 128",
-    "block_sparse_attention, fp16, head 128",
-    "block_sparse_attention_fp8, bf16, head 128",
-)
-"""Prefixes of the names of kernels that must not spill at all."""
-HOPPER = "block_sparse_attention_hopper"
-"""Prefix of the names of kernels for compute capability 9.0 alone."""
 EIGHT_BITS = (
     "adaln_modulate_fp8",
     "block_sparse_attention_fp8",
+    "dense_attention_fp8",
     "quantise_rows",
     "residual_norm_fp8",
+    "rms_norm_rope_fp8",
     "rms_norm_rope_means_fp8",
 )
 """Prefixes of the names of kernels that read or write float8_e4m3fn, which targets
 before 89 do not support."""
-
-
-NARROWEST_PRODUCT = 64
-"""Minimum columns of a warp-group product at which four warps do not read shared memory
-out of bounds."""
-LONGEST_HOPPER_LOOP = 470
-"""Maximum instructions per warp in the hot loop of the attention kernel for Hopper."""
-LEAST_HIDDEN_EXPONENTIALS = 64
-"""Exponentials of its loop that must run while products are in flight: all scores of a
-thread."""
-LOOP_GROWTH = 1.03
-"""Allowed length of a loop relative to its line in the table: compilers differ a
-little."""
 
 
 class TargetDriver:
@@ -366,78 +382,6 @@ def resources(program: Any) -> dict[str, int]:
         "spilled_bytes": found["STACK"] + found["LOCAL"],
         "shared_bytes": program.metadata.shared,
     }
-
-
-def _gates(figures: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
-    """Return descriptions of problems in the hottest loop of a kernel."""
-    wrong: list[str] = []
-    if (count := figures.get("loop_byte_loads", 0)) > 0:
-        wrong.append(f"reads byte by byte in its loop, {count} times")
-    if (count := figures.get("loop_local_accesses", 0)) > 0:
-        wrong.append(f"keeps registers in local memory in its loop, {count} times")
-    if 0 < (columns := figures.get("loop_narrowest_product", 0)) < NARROWEST_PRODUCT:
-        wrong.append(f"multiplies {columns} columns at once, {NARROWEST_PRODUCT} are safe")
-    ahead, was_ahead = figures.get("loop_loads_ahead", 0), before.get("loop_loads_ahead", 0)
-    if ahead == 0 and "loop_loads_ahead" in figures:
-        wrong.append("waits for all its loads each time around its loop")
-    elif ahead < was_ahead:
-        wrong.append(f"has {ahead} loads under way where it waits, {was_ahead} before")
-    length, allowed = figures.get("loop_instructions", 0), before.get("loop_instructions", 0)
-    if allowed and length > LOOP_GROWTH * allowed:
-        wrong.append(f"takes {length} instructions around its loop, {allowed} before")
-    return wrong
-
-
-def _split_gates(figures: Mapping[str, int]) -> list[str]:
-    """Return descriptions of problems of a kernel in which one warp copies and two warp
-    groups multiply."""
-    from ultraflash_kernels.block_sparse_attention.kernel_hopper import REGISTERS
-
-    expected = {"loop_products": 16, "loop_product_starts": 2, "loop_product_waits": 2}
-    expected |= {"loop_global_loads": 0, "loop_local_accesses": 0, "spilled_bytes": 0}
-    wrong = [
-        f"has {key} {figures.get(key)}, expected {value}"
-        for key, value in expected.items()
-        if figures.get(key) != value
-    ]
-    most = {"loop_instructions": LONGEST_HOPPER_LOOP}
-    most |= {"loop_multiplying_registers": REGISTERS["CONSUMER"], "loop_copying_registers": REGISTERS["PRODUCER"]}
-    wrong += [
-        f"has {key} {figures.get(key)}, expected at most {value}"
-        for key, value in most.items()
-        if not 0 < figures.get(key, 0) <= value
-    ]
-    if figures.get("loop_hidden_exponentials", 0) < LEAST_HIDDEN_EXPONENTIALS:
-        count = figures.get("loop_hidden_exponentials", 0)
-        wrong.append(f"computes {count} exponentials beside products, expected {LEAST_HIDDEN_EXPONENTIALS}")
-    return wrong
-
-
-def compare(found: Figures, listed: Figures) -> list[str]:
-    """Return a sentence for each kernel that is worse than its line in the table
-    allows."""
-    wrong: list[str] = []
-    for name, targets in found.items():
-        for target, figures in targets.items():
-            before = listed.get(name, {}).get(target)
-            if before is None:
-                wrong.append(f"{name} on {target} is not in the table: run python -m benchmarks.aot")
-                continue
-            spilled = figures["spilled_bytes"]
-            if spilled > before["spilled_bytes"]:
-                wrong.append(f"{name} on {target} spills {spilled} bytes, {before['spilled_bytes']} before")
-    for name, targets in found.items():
-        for target, figures in targets.items():
-            if figures["spilled_bytes"] and name.startswith(HOT):
-                wrong.append(f"{name} on {target} is hot and spills {figures['spilled_bytes']} bytes")
-            wrong += [f"{name} on {target} {said}" for said in _gates(figures, listed.get(name, {}).get(target, {}))]
-            if name.startswith(HOPPER):
-                wrong += [f"{name} on {target} {said}" for said in _split_gates(figures)]
-            most = MOST_SHARED_BYTES[int(target.removeprefix("sm_"))]
-            if figures["shared_bytes"] > most:
-                wrong.append(f"{name} on {target} needs {figures['shared_bytes']} bytes of shared memory, {most} exist")
-    wrong += [f"{name} is in the table and no longer made" for name in listed.keys() - found.keys()]
-    return wrong
 
 
 def _place(name: str, order: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,8 @@ from ultraflash_kernels.fp8_linear import Fp8Rows, e4m3_refusal
 __all__ = ["dense_attention_fp8"]
 
 PACKAGE = "ultraflash_kernels.block_sparse_attention"
+PIECE = 16
+"""Number of tokens that kernels read at once; buffers must hold whole pieces."""
 
 
 def dense_attention_fp8(
@@ -83,8 +84,6 @@ def _check(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows) -> None:
 
 
 def _refusal(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows, dtype: torch.dtype) -> str | None:
-    if find_spec(f"{PACKAGE}.kernel_fp8_dense") is None:
-        return "there is no Triton kernel for it."
     if dtype not in KERNEL_DTYPES:
         return f"results are float32, float16 or bfloat16, got {dtype}."
     if q.values.shape[-1] > WIDEST:
@@ -93,6 +92,10 @@ def _refusal(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows, dtype: torch.dtype) -> str | No
         return f"there must be keys, got {list(k.values.shape)}."
     if any(rows.values.stride(-1) != 1 for rows in (q, k, v)):
         return "rows must be contiguous."
+    if v.values.stride(2) % PIECE or v.values.storage_offset() % PIECE:
+        return (
+            f"values must be in a buffer of a multiple of {PIECE} tokens, from its start."
+        )
     return e4m3_refusal(q.values)
 
 
