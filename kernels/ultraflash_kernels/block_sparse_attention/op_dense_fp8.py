@@ -93,9 +93,7 @@ def _refusal(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows, dtype: torch.dtype) -> str | No
     if any(rows.values.stride(-1) != 1 for rows in (q, k, v)):
         return "rows must be contiguous."
     if v.values.stride(2) % PIECE or v.values.storage_offset() % PIECE:
-        return (
-            f"values must be in a buffer of a multiple of {PIECE} tokens, from its start."
-        )
+        return f"values must start a buffer of a multiple of {PIECE} tokens."
     return e4m3_refusal(q.values)
 
 
