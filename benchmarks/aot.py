@@ -143,6 +143,16 @@ def modulated(vectors: torch.dtype, *, small: bool = False) -> None:
     launch(on_meta(1, 720, 128, 1536), on_meta(1, 1536, dtype=vectors), on_meta(1, 1536, dtype=vectors), 1e-6)
 
 
+def moved(*, affine: bool = False) -> None:
+    """Launch the norm of a residual stream that lacks an offset, of a group of the 2K
+    stage."""
+    from ultraflash_kernels.adaln_modulate import kernel
+
+    offset = on_meta(1536, dtype=torch.float32)
+    vector = on_meta(1536) if affine else on_meta(1, 1536, dtype=torch.float32)
+    kernel.modulate(on_meta(1, 92160, 1536), vector, vector, 1e-6, offset, affine)
+
+
 def gated() -> None:
     """Launch the gated sum of a group of the 2K stage."""
     from ultraflash_kernels.adaln_modulate import kernel
@@ -152,13 +162,17 @@ def gated() -> None:
 
 
 def summed(norm: str) -> None:
-    """Launch a sum and its norm of a group of the 2K stage."""
+    """Launch a sum and its norm of a group of the 2K stage, with an offset of a chunk of
+    the generator."""
     from ultraflash_kernels.adaln_modulate import kernel
 
     x, vector = on_meta(1, 720, 128, 1536), on_meta(1, 1536, dtype=torch.float32)
     if norm == "weights":
         weight = on_meta(1536)
         kernel.residual_norm(x, x, vector, weight, weight, 1e-6, True, False)
+    elif norm == "offset":
+        chunk, vectors = on_meta(1, 3, 1560, 1536), on_meta(1, 3, 1536)
+        kernel.residual_norm(chunk, chunk, vectors, vectors, vectors, 1e-6, False, False, on_meta(1536))
     else:
         kernel.residual_norm(x, x, None, vector, vector, 1e-6, False, norm == "fp8")
 
@@ -268,10 +282,13 @@ CASES: dict[str, Callable[[], None]] = {
     "block_topk, fp32": lambda: choice(torch.float32),
     "adaln_modulate, bf16, float32 vectors": lambda: modulated(torch.float32),
     "adaln_modulate, bf16": lambda: modulated(torch.bfloat16),
+    "adaln_modulate with an offset, bf16, float32 vectors": moved,
+    "adaln_modulate with an offset, bf16, weights": lambda: moved(affine=True),
     "adaln_modulate_fp8, bf16, float32 vectors": lambda: modulated(torch.float32, small=True),
     "gated_residual, bf16, float32 gate": gated,
     "residual_norm, bf16, gate, weights": lambda: summed("weights"),
     "residual_norm, bf16, float32 vectors": lambda: summed("vectors"),
+    "residual_norm with an offset, bf16, gate": lambda: summed("offset"),
     "residual_norm_fp8, bf16, float32 vectors": lambda: summed("fp8"),
     "rms_norm, bf16, 1536": normed,
     "rms_norm_rope, bf16, 12 heads of 128": turned,

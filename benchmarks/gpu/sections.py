@@ -88,6 +88,11 @@ def facts(here: Here) -> dict[str, Any]:
         found[f"{name}, TFLOP/s"] = (
             2 * m * n * k / here.median_ms(lambda a=a, w=w, bias=bias: F.linear(a, w, bias)) / 1e9
         )
+        if n <= k:
+            total = torch.randn(m, n, device=here.device).to(here.dtype)
+            found[f"{name} into a sum, TFLOP/s"] = (
+                2 * m * n * k / here.median_ms(lambda a=a, w=w, total=total: total.addmm_(a, w.t())) / 1e9
+            )
         if n > k and not here.dry:
             from ultraflash_kernels.linear_gelu import linear_gelu
 
@@ -136,7 +141,18 @@ def correct(here: Here) -> dict[str, Any]:
         def summed(impl: Impl, given: tuple[Tensor, Tensor] = given, affine: bool = affine) -> Any:
             return residual_norm(x, y, vectors[2], *given, affine=affine, impl=impl)[1]
 
+        def moved(impl: Impl, given: tuple[Tensor, Tensor] = given, affine: bool = affine) -> Tensor:
+            return adaln_modulate(x, *given, offset=vectors[2, 0], affine=affine, impl=impl)
+
         here.tried(found, f"sum and norm, affine {affine}", lambda summed=summed: _off(*both(summed)))
+        here.tried(found, f"norm with an offset, affine {affine}", lambda moved=moved: _off(*both(moved)))
+    square = torch.randn(width, width, device=here.device).to(here.dtype) / width**0.5
+
+    def added() -> float:
+        expected = x[0].double() + y[0].double() @ square.double().t()
+        return _off(x[0].clone().addmm_(y[0], square.t()), expected)
+
+    here.tried(found, "sum inside a product", added)
     here.tried(found, "rms_norm", lambda: _off(*both(lambda i: rms_norm(x, weight[0], impl=i))))
     tables = rotation_tables(head, first_frame=7, frames=size[0], rows=size[1], cols=size[2], device=here.device)
 

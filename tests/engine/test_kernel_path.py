@@ -4,6 +4,7 @@ expected kernels run at full size."""
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.contracts.stages import randomise
 from ultraflash_cli.engine import regroup
+from ultraflash_cli.engine.layers import sparse_attention
 from ultraflash_cli.engine.profiles import ULTRAFLASH
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.stages.decoder import Decoder
@@ -137,13 +139,27 @@ def test_the_sr_transformer_by_kernels_equals_the_one_by_pytorch(request: pytest
     torch.testing.assert_close(refined(stage), expected, rtol=0, atol=2e-5)
     assert launched == {
         "adaln_modulate.gate": 3,
-        "adaln_modulate.modulate": 3,
-        "adaln_modulate.residual_norm": 6,
+        "adaln_modulate.modulate": 2 * 3,
+        "adaln_modulate.residual_norm": 3,
         "block_sparse_attention.forward": 3,
         "block_topk.choose_blocks": 3,
         "rms_norm.norm": 3 + 1,
         "rms_norm_rope.kernel_blocks.forward": 3,
     } | ({} if paired else {"block_topk.block_means": 2})
+
+
+def test_the_sr_transformer_with_folded_gates_equals_it_too(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("block_list_attention", "choose_blocks", "rms_norm_rope_means"):  # slow in the interpreter
+        by_pytorch = partial(getattr(sparse_attention, name), impl="reference")
+        monkeypatch.setattr(sparse_attention, name, by_pytorch)
+    stage = built(SrDit(replace(SR, num_layers=2)))
+    expected = refined(stage, frames=4)
+    launched = request.getfixturevalue("launched")
+    torch.testing.assert_close(refined(stage.fold_gates(), frames=4), expected, rtol=0, atol=2e-5)
+    assert launched["adaln_modulate.modulate"] == 2 * 3
+    assert not {"adaln_modulate.residual_norm", "adaln_modulate.gate"} & launched.keys(), "no pass of a sum"
 
 
 def test_the_generator_by_kernels_equals_the_one_by_pytorch(request: pytest.FixtureRequest) -> None:
@@ -154,8 +170,8 @@ def test_the_generator_by_kernels_equals_the_one_by_pytorch(request: pytest.Fixt
     runs = 4 * (len(GENERATOR.steps) + 1)
     assert launched == {
         "adaln_modulate.gate": runs,
-        "adaln_modulate.modulate": runs,
-        "adaln_modulate.residual_norm": 2 * runs,
+        "adaln_modulate.modulate": 2 * runs,
+        "adaln_modulate.residual_norm": runs,
         "rms_norm.norm": runs + 1,
         "rms_norm_rope.forward": runs,
     }
@@ -269,7 +285,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, fp8: bool) -> None:
     assert ULTRAFLASH.sr_dit is not None
     stage: SrDit = meta(lambda: SrDit(replace(ULTRAFLASH.sr_dit, num_layers=2)), torch.bfloat16)  # pyright: ignore[reportArgumentType]
-    stage = stage.to_fp8() if fp8 else stage
+    stage = stage.to_fp8() if fp8 else stage.fold_gates()
     stage.paired_caches = True
     noise = empty(1, 16, 6, 180, 312)
     with torch.inference_mode():
@@ -280,12 +296,13 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
     assert clean.shape == noise.shape
     wanted = {"choose_blocks": 2, "sketched_attention": 2}
     wanted |= {"rms_norm_rope_means_fp8" if fp8 else "rms_norm_rope_means": 2}
-    wanted |= {"gated_residual": 1, "residual_norm": 2 + 3, "rms_norm": 2}
+    wanted |= {"rms_norm": 2}
     wanted |= {"block_list_attention_fp8" if fp8 else "block_list_attention": 2}
     if fp8:
-        wanted |= {"adaln_modulate_fp8": 1, "quantise_rows": 4, "quantise_gelu_rows": 2}
+        wanted |= {"gated_residual": 1, "residual_norm": 2 + 3, "adaln_modulate_fp8": 1}
+        wanted |= {"quantise_rows": 4, "quantise_gelu_rows": 2}
     else:
-        wanted |= {"adaln_modulate": 1, "linear_gelu": 2}
+        wanted |= {"adaln_modulate": 2 * 3, "linear_gelu": 2}
     assert +on_meta.ours == wanted
 
 
@@ -301,8 +318,8 @@ def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
     runs = 3
     assert +on_meta.ours == {
         "rms_norm_rope": 2 * runs,
-        "adaln_modulate": runs,
-        "residual_norm": 5 * runs,
+        "adaln_modulate": (1 + 2) * runs,
+        "residual_norm": 3 * runs,
         "gated_residual": runs,
         "rms_norm": 2 * runs,
         "linear_gelu": 2 * runs,

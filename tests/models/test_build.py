@@ -25,6 +25,7 @@ from ultraflash_cli.models.profile import find_profile, with_full_encoder, with_
 from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.store import WeightStore
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.fp8_linear import Fp8Linear
 
 CPU = torch.device("cpu")
@@ -156,6 +157,34 @@ def test_8_bits_go_into_the_transformers_once(monkeypatch: pytest.MonkeyPatch) -
     assert transformer("fp8") is first and not transformer("bf16").fp8
     assert precision_name(ULTRAFLASH, "fp8", CPU) == "fp8"
     assert "changes pixels" in precision_warnings("fp8")[0] and not precision_warnings("bf16")
+
+
+def test_constant_gates_are_folded_on_a_gpu_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "fp8_refusal", lambda _device: None)
+    assert TINY_RANDOM.sr_dit is not None
+    pooled = replace(TINY_RANDOM, name="pooled", sr_dit=replace(TINY_RANDOM.sr_dit, pool_text=True))
+    shelf, plan = Shelf(), plan_upscale(32, 32, res="2x")
+
+    def transformer(precision: str, profile: Profile = TINY_RANDOM) -> SrDit:
+        refiner = build_upscaler(shelf, profile, plan, device=CPU, precision=precision).cascade.refiner
+        assert isinstance(refiner, Refiner) and refiner.sr_dit is not None
+        return refiner.sr_dit
+
+    plain = transformer("bf16")
+    published, before = plain.state_dict(), shelf.hashes
+    assert not plain.folded
+    monkeypatch.setattr(dispatch, "prefers_kernels", lambda _device: True)
+    folded = transformer("bf16")
+    assert folded.folded and transformer("bf16") is folded and not plain.folded
+    assert not any(transformer(precision).folded for precision in ("fp32", "fp8"))
+    assert not transformer("bf16", pooled).folded, "there the gates depend on the prompt"
+
+    assert shelf.hashes == before, "those of the files"
+    with pytest.raises(
+        RuntimeError, match=r"(?s)ffn\.2\.bias.*ffn\.2\.offset"
+    ):  # weights that are not the published ones
+        SrDit(plain.config).load_state_dict(folded.state_dict())
+    assert all(torch.equal(value, published[name]) for name, value in plain.state_dict().items())
 
 
 def test_detail_chooses_the_weights_of_the_pixel_path_and_lies_between_them() -> None:

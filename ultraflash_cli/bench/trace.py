@@ -138,7 +138,7 @@ class _Tracer(TorchDispatchMode):
         self.launches[Launch(op, sum(each.numel() * each.element_size() for each in touched), flops, rows)] += 1
 
     def _flops(self, op: str, args: Sequence[Any], made: Sequence[Tensor]) -> int:
-        if op in ("addmm", "_addmm_activation", "baddbmm", "linear_gelu"):
+        if op in ("addmm", "addmm_", "_addmm_activation", "baddbmm", "linear_gelu"):
             return 2 * made[0].numel() * args[1].shape[-1]
         if op in ("mm", "bmm", "_scaled_mm", "linear"):
             return 2 * made[0].numel() * args[0].shape[-1]
@@ -164,7 +164,7 @@ def _is_composite(name: str) -> bool:
 def _rows(op: str, args: Sequence[Any]) -> int:
     if op in ("mm", "_scaled_mm", "linear"):
         return args[0].numel() // args[0].shape[-1]
-    if op in ("addmm", "_addmm_activation", "linear_gelu"):
+    if op in ("addmm", "addmm_", "_addmm_activation", "linear_gelu"):
         factor = args[0] if op == "linear_gelu" else args[1]
         return factor.numel() // factor.shape[-1]
     if op in ("memory_conv", "fused_conv"):
@@ -218,7 +218,7 @@ def _sr_dit(scale: int, *, fp8: bool = False) -> StageTrace:
 
     def run(layers: int) -> Counter[Launch]:
         stage: SrDit = _meta(lambda: SrDit(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
-        stage = stage.to_fp8() if fp8 else stage
+        stage = stage.to_fp8() if fp8 else stage.fold_gates()
         stage.paired_caches = True
         state = stage.init_state(batch=1, height=height, width=width)
         for _ in range(2):

@@ -101,6 +101,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     # torch does not count its own attention on a CPU.
     return {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten.addmm_: _addmm_flops,
         torch.ops.ultraflash.block_list_attention: _block_list_flops,
         torch.ops.ultraflash.block_list_attention_fp8: _block_list_flops,
         torch.ops.ultraflash.block_list_attention_hopper: _block_list_flops,
@@ -108,6 +109,12 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         torch.ops.ultraflash.dense_attention_fp8: _dense_fp8_flops,
         torch.ops.ultraflash.memory_conv: _memory_conv_flops,
     }
+
+
+def _addmm_flops(
+    stream: torch.Size, rows: torch.Size, weight: torch.Size, *_: object, **__: object
+) -> int:
+    return 2 * rows[0] * rows[1] * weight[1]
 
 
 def _attention_flops(

@@ -37,6 +37,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.models.backend import place
 from ultraflash_cli.models.device import fp8_parts, stage_precisions
 from ultraflash_cli.models.shelf import Shelf
+from ultraflash_kernels import dispatch
 
 __all__ = [
     "Place",
@@ -187,12 +188,18 @@ def _refiner(
     timer: StageTimer,
     speedups: Speedups,
 ) -> Refiner:
-    def take(part: str, config: Config) -> nn.Module:
-        return shelf.take(profile, part, config, device=device, dtype=dtype_of(part), fp8=part in in_fp8)
+    def take(part: str, config: Config, *, folded: bool = False) -> nn.Module:
+        dtype, fp8 = dtype_of(part), part in in_fp8
+        return shelf.take(profile, part, config, device=device, dtype=dtype, fp8=fp8, folded=folded)
 
     upsampling, decoding = profile.latent_stages
     upsampler = take("upsampler", upsampling)
-    sr_dit = take("sr_dit", profile.sr_dit) if profile.sr_dit else None
+    sr_dit = None
+    if profile.sr_dit:
+        # Constant gates are folded where that saves traffic of a GPU's memory.
+        fast = dispatch.prefers_kernels(device) and dtype_of("sr_dit") != torch.float32
+        folded = fast and not (profile.sr_dit.pool_text or "sr_dit" in in_fp8)
+        sr_dit = take("sr_dit", profile.sr_dit, folded=folded)
     decoder = take("decoder", decoding)
     assert isinstance(upsampler, LatentUpsampler) and isinstance(decoder, Decoder)
     assert sr_dit is None or isinstance(sr_dit, SrDit)

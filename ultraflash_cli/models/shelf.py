@@ -134,16 +134,21 @@ class Shelf:
         device: torch.device,
         dtype: torch.dtype,
         fp8: bool = False,
+        folded: bool = False,
     ) -> nn.Module:
         """Return the network of a part of a profile, ready to run. Raises WeightsError
-        for missing or invalid weights. ``fp8`` converts a transformer to 8 bits, once.
+        for missing or invalid weights. ``fp8`` converts a transformer to 8 bits,
+        ``folded`` folds the gates of an SR transformer, once.
         """
-        key = (profile.name, part, config, device, dtype, fp8)
+        key = (profile.name, part, config, device, dtype, fp8, folded)
         if key not in self._networks:
             network = self._load(profile, part, config, device, dtype)
             if fp8:
                 assert isinstance(network, Generator | SrDit), f"{part} has no 8-bit form"
                 network.to_fp8()
+            if folded:
+                assert isinstance(network, SrDit), f"the gates of {part} are not constant"
+                network.fold_gates()
             self._networks[key] = network
         return self._networks[key]
 

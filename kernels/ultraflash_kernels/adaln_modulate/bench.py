@@ -31,6 +31,15 @@ def cases(device: torch.device) -> list[Case]:
             moved_bytes=2 * x.nbytes,
         ),
         Case(
+            name=f"adaln_modulate with an offset {list(x.shape)}",
+            dtype=dtype,
+            calls={
+                impl: partial(adaln_modulate, x, shift, scale, offset=gate[0], impl=impl)
+                for impl in impls
+            },
+            moved_bytes=2 * x.nbytes,
+        ),
+        Case(
             name=f"gated_residual {list(x.shape)}",
             dtype=dtype,
             calls={impl: partial(gated_residual, x, y, gate, impl=impl) for impl in impls},

@@ -37,6 +37,12 @@ def _vector(at, col, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _moved(rows, offset, col, WIDTH: tl.constexpr, MOVED: tl.constexpr):
+    """Add the vector at ``offset`` to ``rows [BT, BD]`` (float32) if ``MOVED``."""
+    return rows + _vector(offset, col, WIDTH)[None, :] if MOVED else rows
+
+
+@triton.jit
 def _normed(rows, inside, eps, WIDTH: tl.constexpr):
     """Normalise ``rows [BT, BD]`` (float32) without weights; zero outside."""
     mean = tl.sum(rows, axis=1) * (1.0 / WIDTH)  # [BT]
@@ -54,6 +60,19 @@ def _modulated(normed, gain, lift, like: tl.constexpr, ROUNDS: tl.constexpr):
 
 
 @triton.jit
+def _weighted(
+    normed, gain, lift, like: tl.constexpr, AFFINE: tl.constexpr, ROUNDS: tl.constexpr
+):
+    """Apply to normed rows ``[BT, BD]`` the weight and bias of a norm if ``AFFINE``,
+    else scale and shift."""
+    if AFFINE:
+        y = (normed * gain[None, :] + lift[None, :]).to(like)
+    else:
+        y = _modulated(normed, gain, lift, like, ROUNDS)
+    return y
+
+
+@triton.jit
 def _store(y, to, scales_to, inside, live, FP8: tl.constexpr):
     """Write rows ``y [BT, BD]``, quantised if ``FP8``; the ``live`` ones exist."""
     if FP8:
@@ -67,6 +86,7 @@ def _store(y, to, scales_to, inside, live, FP8: tl.constexpr):
 @triton.jit
 def modulate_kernel(
     x,
+    offset,
     shift,
     scale,
     out,
@@ -80,11 +100,13 @@ def modulate_kernel(
     WIDTH: tl.constexpr,
     BT: tl.constexpr,
     BD: tl.constexpr,
+    MOVED: tl.constexpr,
+    AFFINE: tl.constexpr,
     ROUNDS: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """Compute rows of one group of ``x [groups, rows, WIDTH]``; ``out`` and
-    ``out_scales`` are contiguous."""
+    """Compute rows of one group of ``x [groups, rows, WIDTH]``, to which ``offset
+    [WIDTH]`` is added first if ``MOVED``; ``out`` and ``out_scales`` are contiguous."""
     like: tl.constexpr = x.dtype.element_ty
     group = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
@@ -93,9 +115,11 @@ def modulate_kernel(
     wide = tl.load(
         x + group * x_group + row[:, None] * x_row + col[None, :], mask=inside, other=0.0
     ).to(tl.float32)
+    wide = _moved(wide, offset, col, WIDTH, MOVED)
+    normed = _normed(wide, inside, eps, WIDTH)
     gain = _vector(scale + group * scale_group, col, WIDTH)
     lift = _vector(shift + group * shift_group, col, WIDTH)
-    y = _modulated(_normed(wide, inside, eps, WIDTH), gain, lift, like, ROUNDS)
+    y = _weighted(normed, gain, lift, like, AFFINE, ROUNDS)
 
     place = group * rows + row  # [BT]
     to = out + place[:, None] * WIDTH + col[None, :]
@@ -107,6 +131,7 @@ def gate_kernel(
     x,
     y,
     gates,
+    offset,
     out,
     rows,
     x_group,
@@ -117,10 +142,11 @@ def gate_kernel(
     WIDTH: tl.constexpr,
     BT: tl.constexpr,
     BD: tl.constexpr,
+    MOVED: tl.constexpr,
     ROUNDS: tl.constexpr,
 ):
-    """Add rows of one group of ``x, y [groups, rows, WIDTH]``; ``out`` is
-    contiguous."""
+    """Add rows of one group of ``x, y [groups, rows, WIDTH]``, and ``offset [WIDTH]``
+    if ``MOVED``; ``out`` is contiguous."""
     like: tl.constexpr = x.dtype.element_ty
     group = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
@@ -132,6 +158,7 @@ def gate_kernel(
     added = tl.load(
         y + group * y_group + row[:, None] * y_row + col[None, :], mask=inside, other=0.0
     ).to(tl.float32)
+    kept = _moved(kept, offset, col, WIDTH, MOVED)
     weight = _vector(gates + group * gates_group, col, WIDTH)
     total = kept + _rounded(added * weight[None, :], like, ROUNDS)
     tl.store(
@@ -146,6 +173,7 @@ def residual_norm_kernel(
     x,
     y,
     gates,
+    offset,
     shift,
     scale,
     total_out,
@@ -164,6 +192,7 @@ def residual_norm_kernel(
     BT: tl.constexpr,
     BD: tl.constexpr,
     GATED: tl.constexpr,
+    MOVED: tl.constexpr,
     AFFINE: tl.constexpr,
     ROUNDS_SUM: tl.constexpr,
     ROUNDS: tl.constexpr,
@@ -183,6 +212,7 @@ def residual_norm_kernel(
     added = tl.load(
         y + group * y_group + row[:, None] * y_row + col[None, :], mask=inside, other=0.0
     ).to(tl.float32)
+    kept = _moved(kept, offset, col, WIDTH, MOVED)
     if GATED:
         weight = _vector(gates + group * gates_group, col, WIDTH)
         added = _rounded(added * weight[None, :], like, ROUNDS_SUM)
@@ -194,17 +224,21 @@ def residual_norm_kernel(
     normed = _normed(total.to(tl.float32), inside, eps, WIDTH)
     gain = _vector(scale + group * scale_group, col, WIDTH)
     lift = _vector(shift + group * shift_group, col, WIDTH)
-    if AFFINE:
-        y = (normed * gain[None, :] + lift[None, :]).to(like)
-    else:
-        y = _modulated(normed, gain, lift, like, ROUNDS)
+    y = _weighted(normed, gain, lift, like, AFFINE, ROUNDS)
     _store(y, out + at, out_scales + place, inside, row < rows, FP8)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def modulate(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    offset: Tensor | None = None,
+    affine: bool = False,
+) -> Tensor:
     """See ``op.adaln_modulate``; nothing is checked here."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _modulate(x, shift, scale, eps, out, None)
+    _modulate(x, shift, scale, eps, out, None, offset=offset, affine=affine)
     return out
 
 
@@ -219,7 +253,7 @@ def modulate_fp8(
 
 
 @on_its_device
-def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
+def gate(x: Tensor, y: Tensor, gates: Tensor, offset: Tensor | None = None) -> Tensor:
     """See ``op.gated_residual``; nothing is checked here."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
@@ -233,6 +267,7 @@ def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
         x,
         y,
         gates,
+        _or_any(offset, gates),
         out,
         rows,
         x.stride(0),
@@ -243,6 +278,7 @@ def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
         WIDTH=width,
         BT=tile,
         BD=block,
+        MOVED=offset is not None,
         ROUNDS=gates.dtype == x.dtype,
         num_warps=8,
         enable_fp_fusion=False,
@@ -258,6 +294,9 @@ def _modulate(
     eps: float,
     out: Tensor,
     out_scales: Tensor | None,
+    *,
+    offset: Tensor | None = None,
+    affine: bool = False,
 ) -> None:
     if not x.numel():
         return
@@ -268,6 +307,7 @@ def _modulate(
     tile = max(1, min(4, 8192 // block))
     modulate_kernel[(triton.cdiv(rows, tile), groups)](
         x,
+        _or_any(offset, scale),
         shift,
         scale,
         out,
@@ -281,6 +321,8 @@ def _modulate(
         WIDTH=width,
         BT=tile,
         BD=block,
+        MOVED=offset is not None,
+        AFFINE=affine,
         ROUNDS=scale.dtype == x.dtype,
         FP8=out_scales is not None,
         num_warps=8,
@@ -298,6 +340,7 @@ def residual_norm(
     eps: float,
     affine: bool,
     fp8: bool,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``op.residual_norm``; nothing is checked here. Scales are empty without
     ``fp8``."""
@@ -326,6 +369,7 @@ def residual_norm(
         x,
         y,
         gate_rows,
+        _or_any(offset, scale),
         shift,
         scale,
         total,
@@ -344,6 +388,7 @@ def residual_norm(
         BT=tile,
         BD=block,
         GATED=gates is not None,
+        MOVED=offset is not None,
         AFFINE=affine,
         ROUNDS_SUM=rounds_sum,
         ROUNDS=scale.dtype == x.dtype,
@@ -352,6 +397,12 @@ def residual_norm(
         enable_fp_fusion=False,
     )
     return total, out, scales
+
+
+def _or_any(offset: Tensor | None, vectors: Tensor) -> Tensor:
+    """Return ``offset [D]`` contiguous; for None a tensor that the kernel does not
+    read."""
+    return vectors if offset is None else offset.contiguous()
 
 
 def _grouped(x: Tensor, vectors: Tensor) -> Tensor:

@@ -6,15 +6,27 @@ from torch import Tensor
 __all__ = ["gate", "modulate", "residual_norm"]
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def modulate(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    offset: Tensor | None = None,
+    affine: bool = False,
+) -> Tensor:
     """See ``op.adaln_modulate``; nothing is checked here."""
-    normed = F.layer_norm(x, x.shape[-1:], eps=eps)
+    if affine:
+        return _layer_norm(x, scale, shift, eps, offset)
+    normed = F.layer_norm(_moved(x, offset), x.shape[-1:], eps=eps).to(x.dtype)
     return (normed.to(scale.dtype) * (1 + _over(scale, x)) + _over(shift, x)).to(x.dtype)
 
 
-def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
+def gate(x: Tensor, y: Tensor, gates: Tensor, offset: Tensor | None = None) -> Tensor:
     """See ``op.gated_residual``; nothing is checked here."""
-    return (x.to(gates.dtype) + y.to(gates.dtype) * _over(gates, x)).to(x.dtype)
+    product = y.to(gates.dtype) * _over(gates, x)
+    if offset is None:
+        return (x.to(gates.dtype) + product).to(x.dtype)
+    return (_moved(x, offset) + product.float()).to(x.dtype)
 
 
 def residual_norm(
@@ -25,12 +37,29 @@ def residual_norm(
     scale: Tensor,
     eps: float,
     affine: bool,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See ``op.residual_norm``; nothing is checked here."""
-    total = x + y if gates is None else gate(x, y, gates)
-    if affine:
-        return total, F.layer_norm(total, total.shape[-1:], scale, shift, eps)
-    return total, modulate(total, shift, scale, eps)
+    if gates is not None:
+        total = gate(x, y, gates, offset)
+    else:
+        total = x + y if offset is None else (_moved(x, offset) + y.float()).to(x.dtype)
+    return total, modulate(total, shift, scale, eps, affine=affine)
+
+
+def _moved(x: Tensor, offset: Tensor | None) -> Tensor:
+    """Return ``x + offset`` in float32, or x without an offset."""
+    return x if offset is None else x.float() + offset.float()
+
+
+def _layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, offset: Tensor | None
+) -> Tensor:
+    """Return the norm of ``x + offset`` with weight and bias, in the dtype of x."""
+    if offset is None:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    moved = _moved(x, offset)
+    return F.layer_norm(moved, x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
 
 
 def _over(vectors: Tensor, x: Tensor) -> Tensor:

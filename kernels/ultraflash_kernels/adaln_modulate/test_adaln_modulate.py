@@ -294,3 +294,91 @@ def test_what_does_not_fit_a_sum_and_its_norm_is_refused() -> None:
         residual_norm(x, x, torch.zeros(8), vector, vector)
     with pytest.raises(ValueError, match="y must match x"):
         residual_norm(x, x[:1], None, vector, vector)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", ["float32 vectors", "vectors as x", "weights"])
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(("lead", "tokens", "width"), SHAPES)
+def test_an_offset_is_added_before_the_norm(
+    lead: tuple[int, ...],
+    tokens: tuple[int, ...],
+    width: int,
+    impl: Impl,
+    norm: str,
+    dtype: torch.dtype,
+) -> None:
+    x, _, shift, scale, _ = example(lead, tokens, width, dtype)
+    offset = torch.linspace(-3, 4, width, device=DEVICE)
+    affine = norm == "weights"
+    if norm != "float32 vectors":
+        shift, scale = shift.to(dtype), scale.to(dtype)
+    if affine:
+        shift, scale = (each.reshape(-1, width)[0] for each in (shift, scale))
+    moved = x.double() + offset
+    normed = torch.nn.functional.layer_norm(moved, (width,), eps=1e-6)
+    if affine:
+        expected = normed * scale.double() + shift.double()
+    else:
+        over = (*lead, *(1 for _ in tokens), width)
+        expected = normed * (1 + scale.double()).view(over) + shift.double().view(over)
+    got = adaln_modulate(x, shift, scale, offset=offset, affine=affine, impl=impl)
+    assert got.dtype == dtype
+    # Up to four roundings, of numbers that the scale has enlarged.
+    largest = (1 + scale.double().abs()).max() * (1 + normed.abs())
+    bound = 4 * TOLERANCE[dtype] * largest
+    assert ((got.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_the_norm_sees_of_an_offset_what_half_precision_would_round_off(impl: Impl) -> None:
+    x = torch.full((1, 5, 64), 1000.0, dtype=torch.float16, device=DEVICE)
+    offset = torch.linspace(0, 0.1, 64, device=DEVICE)
+    zeros = torch.zeros(1, 64, device=DEVICE)
+    got = adaln_modulate(x, zeros, zeros, offset=offset, impl=impl)
+    expected = torch.nn.functional.layer_norm(offset, (64,), eps=1e-6).expand_as(x)
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32 vectors", "vectors as x"])
+@pytest.mark.parametrize(("lead", "tokens", "width"), SHAPES)
+def test_an_offset_is_added_to_a_sum_before_it_is_rounded(
+    lead: tuple[int, ...],
+    tokens: tuple[int, ...],
+    width: int,
+    narrow: bool,
+    dtype: torch.dtype,
+) -> None:
+    x, y, shift, scale, gate = example(lead, tokens, width, dtype)
+    offset = torch.linspace(-3, 4, width, device=DEVICE)
+    if narrow:
+        shift, scale, gate, offset = (
+            each.to(dtype) for each in (shift, scale, gate, offset)
+        )
+    gates = gate.reshape(*lead, *(1 for _ in tokens), width)
+    product = (y * gates).float()  # rounded as the gate is
+    for weight, added in ((gate, product), (None, y.float())):
+        expected = (x.float() + offset.float() + added).to(dtype)
+        for impl in ("reference", "triton"):
+            total, normed = residual_norm(
+                x, y, weight, shift, scale, offset=offset, impl=impl
+            )
+            assert torch.equal(total, expected)
+            assert isinstance(normed, Tensor)
+            assert_near(normed, adaln_modulate(total, shift, scale), dtype)
+            if weight is not None:
+                got = gated_residual(x, y, weight, offset=offset, impl=impl)
+                assert torch.equal(got, expected)
+
+
+def test_an_offset_of_another_width_is_refused() -> None:
+    x, vector, offset = torch.zeros(2, 3, 8), torch.zeros(2, 8), torch.zeros(2, 8)
+    with pytest.raises(ValueError, match=r"offset must be \[8\]"):
+        adaln_modulate(x, vector, vector, offset=offset)
+    with pytest.raises(ValueError, match=r"offset must be \[8\]"):
+        residual_norm(x, x, vector, vector, vector, offset=offset)
+    with pytest.raises(ValueError, match=r"offset must be \[8\]"):
+        gated_residual(x, x, vector, offset=offset)
+    with pytest.raises(ValueError, match="weight and bias"):
+        adaln_modulate(x, vector, vector, affine=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.layers.dense_attention import dense_attention
 from ultraflash_cli.engine.layers.norm import RmsNorm
+from ultraflash_cli.engine.layers.residual import add_linear
 from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
 
@@ -30,6 +31,11 @@ class AttentionLayer(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
 
+    def project_out(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+        """Project what the heads returned, ``[B, *tokens, width]``; if ``into`` is
+        given, add to it by ``add_linear``."""
+        return self.o(x) if into is None else add_linear(into, x, self.o)
+
 
 class ContextKv(NamedTuple):
     """Keys and values of the context, ``[B, heads, context tokens, D]``."""
@@ -47,12 +53,14 @@ class CrossAttention(AttentionLayer):
             self._split(self.norm_k(self.k(context))), self._split(self.v(context))
         )
 
-    def forward(self, x: Tensor | Fp8Rows, context: ContextKv) -> Tensor:
+    def forward(
+        self, x: Tensor | Fp8Rows, context: ContextKv, *, into: Tensor | None = None
+    ) -> Tensor:
         """Attend from ``x [B, *tokens, width]`` and return ``[B, tokens, width]``,
-        without a mask."""
+        without a mask, or ``into`` with the result added, see ``project_out``."""
         q = self._split(self.norm_q(self.q(x).flatten(1, -2)))
         out = dense_attention(q, context.k, context.v)
-        return self.o(out.transpose(1, 2).flatten(2))
+        return self.project_out(out.transpose(1, 2).flatten(2), into)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -76,12 +84,19 @@ class WindowSelfAttention(AttentionLayer):
     """Unmasked self-attention within a chunk and to the window of earlier chunks."""
 
     def forward(
-        self, x: Tensor | Fp8Rows, tables: AxisTables, span: WindowSpan, ring: WindowRing
+        self,
+        x: Tensor | Fp8Rows,
+        tables: AxisTables,
+        span: WindowSpan,
+        ring: WindowRing,
+        *,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, WindowRing]:
-        """Attend from ``x [B, frames, tokens of a frame, width]``; return the result
-        and the ring with the chunk appended. ``tables`` are the rotations of the
-        chunk's tokens; keys are cached rotated. If the ring may be overwritten, keys
-        and values are computed directly in its buffers.
+        """Attend from ``x [B, frames, tokens of a frame, width]``; return the result,
+        or ``into`` with the result added (see ``project_out``), and the ring with the
+        chunk appended. ``tables`` are the rotations of the chunk's tokens; keys are
+        cached rotated. If the ring may be overwritten, keys and values are computed
+        directly in its buffers.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
         batch, frames, tokens, width = q.shape
@@ -108,6 +123,5 @@ class WindowSelfAttention(AttentionLayer):
             )
 
         attended = dense_attention(q.flatten(2, 3), *ring.used)
-        return self.o(
-            attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)
-        ), ring
+        rows = attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)
+        return self.project_out(rows, into), ring

@@ -20,6 +20,7 @@ from ultraflash_cli.engine.layers.feed_forward import feed_forward
 from ultraflash_cli.engine.layers.modulation import Addend, sum_and_norm
 from ultraflash_cli.engine.layers.norm import LayerNorm
 from ultraflash_cli.engine.layers.recompute import recomputed
+from ultraflash_cli.engine.layers.residual import FoldedLinear, stream_for
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.layers.sparse_attention import SparseCausalSelfAttention
 from ultraflash_cli.errors import ConfigError
@@ -117,21 +118,44 @@ class DitBlock(nn.Module):
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
 
+    @torch.no_grad()
+    def fold_gates(self, time: Tensor, offset: Tensor) -> Tensor:
+        """Fold gates that never change into the layers before them, in place; see
+        ``FoldedLinear``.
+
+        ``time [6, dim]`` is the block's only time vector and ``offset [dim]`` that of
+        the block before, both float32; returns the offset after this block.
+        """
+        gates = self.modulation[0] + time
+        layers: list[tuple[nn.Module, str, Tensor | None]] = [
+            (self.self_attn, "o", gates[2]),
+            (self.ffn, "2", gates[5]),
+        ]
+        if hasattr(self, "cross_attn"):
+            layers.insert(1, (self.cross_attn, "o", None))
+        for parent, name, gate in layers:
+            layer = getattr(parent, name)
+            assert type(layer) is nn.Linear, "folded once, and not in 8 bits"
+            folded = FoldedLinear(layer, gate, offset)
+            setattr(parent, name, folded)
+            offset = folded.offset
+        return offset
+
     def forward(
         self,
         x: Tensor,
-        addend: Addend | None,
+        addend: Addend,
         time: Tensor,
         where: Sequence[object],
         context: ContextKv | None,
     ) -> tuple[Tensor, Addend, Any]:
         """Run the residual stream through the block; sums are fused with the following
-        norm.
+        norm, or with the matmul before it.
 
         Args:
             x: The stream, ``[B, frames or blocks, tokens of one, dim]``, or ``[B,
-                tokens, dim]``.
-            addend: Pending addition of the previous block; None in the first block.
+                tokens, dim]``; a block with folded gates overwrites it.
+            addend: Pending addition of the previous block; empty in the first block.
             time: ``[B, 6, dim]``, or for every frame ``[B or 1, frames or 1, 6, dim]``.
             where: Further arguments of self-attention: rotations, position of the
                 group, cache.
@@ -144,18 +168,53 @@ class DitBlock(nn.Module):
         vectors = vectors.expand(*x.shape[: vectors.ndim - 2], -1, -1).unbind(-2)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
         x, y = sum_and_norm(self.self_attn.q, x, addend, attn_shift, attn_scale, self.eps)
-        attended = self.self_attn(y, *where)
-        addend = Addend(attended[0], attn_gate)
+        layer = self.self_attn.o
+        into = stream_for(layer, x, gated=True)
+        attended = self.self_attn(y, *where, into=into)
+        addend = _pending(layer, attended[0], attn_gate, into, addend)
 
         if context is not None:
             norm, cross = self.norm3, self.cross_attn
             x, y = sum_and_norm(
                 cross.q, x, addend, norm.bias, norm.weight, norm.eps, affine=True
             )
-            addend = Addend(cross(y, context).view_as(x), None)
+            into = stream_for(cross.o, x, gated=False)
+            added = cross(y, context, into=into).view_as(x)
+            addend = _pending(cross.o, added, None, into, addend)
 
         x, y = sum_and_norm(self.ffn[0], x, addend, ffn_shift, ffn_scale, self.eps)
-        return x, Addend(feed_forward(self.ffn, y), ffn_gate), attended[1]
+        layer = self.ffn[2]
+        into = stream_for(layer, x, gated=True)
+        added = feed_forward(self.ffn, y, into=into)
+        return x, _pending(layer, added, ffn_gate, into, addend), attended[1]
+
+
+def _pending(
+    layer: nn.Module,
+    added: Tensor,
+    gate: Tensor | None,
+    into: Tensor | None,
+    before: Addend,
+) -> Addend:
+    """Return what the residual stream lacks after ``layer``, the last one of attention
+    or feed-forward: its result ``added``, or only an offset if that was added to
+    ``into``. ``before`` was pending at the norm in front."""
+    if into is None:
+        return Addend(added, gate, before.offset_after)
+    if isinstance(layer, FoldedLinear):
+        return Addend(None, None, layer.offset)
+    assert before.offset_after is None, "only folded layers sum up offsets"
+    return Addend(None, None, cast("nn.Linear", layer).bias)
+
+
+def _completed(x: Tensor, addend: Addend) -> Tensor:
+    """Return the stream with what is still pending after the last block."""
+    y, gate, offset = addend
+    if y is None:
+        assert offset is not None, "there is a block"
+        return x.add_(offset)
+    assert gate is not None, "a block ends with a gate"
+    return gated_residual(x, y.to(x.dtype), gate, offset=offset)
 
 
 class DitHead(nn.Module):
@@ -271,11 +330,10 @@ class Dit(nn.Module):
         """
         x = embed()
         after: list[CacheT] = []
-        addend = None
+        addend = Addend(None)
         for block, cache, text in zip_longest(self.blocks, caches, context):
             run = recomputed(block) if recompute else block
             x, addend, cache = run(x, addend, time, (*where, cache), text)
             after.append(cache)
 
-        assert addend is not None and addend.gate is not None, "there is a block"
-        return gated_residual(x, addend.y.to(x.dtype), addend.gate), tuple(after)
+        return _completed(x, addend), tuple(after)

@@ -20,7 +20,6 @@ __all__ = [
     "Addend",
     "float32_layers",
     "modulate",
-    "normed_for",
     "sinusoid",
     "sum_and_norm",
 ]
@@ -60,29 +59,27 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x.float() * (1 + scale) + shift
 
 
-def normed_for(
-    layer: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps: float
-) -> Tensor | Fp8Rows:
-    """Return ``LN(x) * (1 + scale) + shift`` in the form expected by ``layer``: in 8
-    bits for 8-bit layers."""
-    if isinstance(layer, Fp8Linear):
-        return adaln_modulate_fp8(x, shift, scale, eps=eps)
-    return adaln_modulate(x, shift, scale, eps=eps)
-
-
 class Addend(NamedTuple):
     """A pending addition to the residual stream."""
 
-    y: Tensor
-    """``[*L, *N, D]``."""
-    gate: Tensor | None
+    y: Tensor | None = None
+    """``[*L, *N, D]``; None if there is none but the offset."""
+    gate: Tensor | None = None
     """``[*L, D]``; None stands for 1."""
+    offset: Tensor | None = None
+    """``[D]``, a constant that the stream lacks; None for zeros."""
+
+    @property
+    def offset_after(self) -> Tensor | None:
+        """The offset that the stream still lacks after ``sum_and_norm``, which adds it
+        only together with a tensor."""
+        return self.offset if self.y is None else None
 
 
 def sum_and_norm(
     layer: nn.Module,
     x: Tensor,
-    addend: Addend | None,
+    addend: Addend,
     shift: Tensor,
     scale: Tensor,
     eps: float,
@@ -90,16 +87,24 @@ def sum_and_norm(
     affine: bool = False,
 ) -> tuple[Tensor, Tensor | Fp8Rows]:
     """Return the residual stream with the pending addition, and its norm in the form
-    expected by ``layer``; ``affine`` is a norm with weight and bias."""
-    if addend is None:
-        return x, normed_for(layer, x, shift, scale, eps)
-    return residual_norm(
-        x,
-        addend.y.to(x.dtype),
-        addend.gate,
-        shift,
-        scale,
-        eps=eps,
-        affine=affine,
-        fp8=isinstance(layer, Fp8Linear),
-    )
+    expected by ``layer``, in 8 bits for 8-bit layers; ``affine`` is a norm with weight
+    and bias. A pending offset alone is normed, but not added to the stream."""
+    fp8 = isinstance(layer, Fp8Linear)
+    if addend.y is not None:
+        return residual_norm(
+            x,
+            addend.y.to(x.dtype),
+            addend.gate,
+            shift,
+            scale,
+            offset=addend.offset,
+            eps=eps,
+            affine=affine,
+            fp8=fp8,
+        )
+
+    if fp8:
+        assert addend.offset is None and not affine, "8-bit layers are not folded"
+        return x, adaln_modulate_fp8(x, shift, scale, eps=eps)
+    offset = addend.offset
+    return x, adaln_modulate(x, shift, scale, offset=offset, eps=eps, affine=affine)

@@ -210,16 +210,23 @@ class SparseCausalSelfAttention(AttentionLayer):
     head."""
 
     def forward(
-        self, x: Tensor | Fp8Rows, tables: AxisTables, layout: SparseLayout, cache: KvRing
+        self,
+        x: Tensor | Fp8Rows,
+        tables: AxisTables,
+        layout: SparseLayout,
+        cache: KvRing,
+        *,
+        into: Tensor | None = None,
     ) -> SparseAttended:
         """Attend within ``x [B, blocks, block tokens, width]``, or ``[B, tokens,
         width]`` without padding, and to the cached blocks. ``tables`` are the rotations
-        of the group's tokens by frame, row and column.
+        of the group's tokens by frame, row and column. The result is ``into`` if given,
+        with the result added, see ``project_out``.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
         if not layout.padded:
             attended = self._attend_without_padding(q, k, v, tables, layout, cache)
-            return attended._replace(out=self.o(attended.out))
+            return attended._replace(out=self.project_out(attended.out, into))
         q, k, v = rms_norm_rope(
             q,
             k,
@@ -232,7 +239,7 @@ class SparseCausalSelfAttention(AttentionLayer):
             eps=self.norm_q.eps,
         )
         out, cache, chosen = sparse_causal_attention(q, k, v, layout, cache)
-        return SparseAttended(self.o(out), cache, chosen)
+        return SparseAttended(self.project_out(out, into), cache, chosen)
 
     def _attend_without_padding(
         self,

@@ -19,6 +19,7 @@ from ultraflash_cli.engine.layers.modulation import (
     sinusoid,
 )
 from ultraflash_cli.engine.layers.norm import layer_norm
+from ultraflash_cli.engine.layers.residual import FoldedLinear
 from ultraflash_cli.engine.layers.sparse_attention import (
     SparseCausalSelfAttention,
     SparseLayout,
@@ -228,6 +229,24 @@ class SrDit(Dit):
         quantise_linears(self, keep=(*KEPT_IN_BF16, *of_text, *pooled))
         return self
 
+    def fold_gates(self) -> "SrDit":
+        """Fold the gates, which the single step's timestep makes constant, into the
+        layers before them, in place; for inference only. Matmuls then add to the
+        residual stream, and no pass does. Call it in the final dtype and on the final
+        device, for a config without ``pool_text``, instead of ``to_fp8``.
+        """
+        assert not self.config.pool_text, "gates that depend on the prompt are not constant"
+        _, time_six = self._times(self._timestep(1), ())
+        offset = torch.zeros_like(time_six[0, 0])
+        for block in cast("list[DitBlock]", self.blocks):
+            offset = block.fold_gates(time_six[0], offset)
+        return self
+
+    @property
+    def folded(self) -> bool:
+        """Whether gates are folded, see ``fold_gates``."""
+        return isinstance(cast("DitBlock", self.blocks[0]).ffn[2], FoldedLinear)
+
     @property
     def fp8(self) -> bool:
         """Whether layers, attention and caches are in 8-bit floating point, see
@@ -359,14 +378,9 @@ class SrDit(Dit):
             fp8=self.fp8,
         )
 
-        if timestep is None:
-            timestep = torch.full((batch,), config.timestep, device=weight.device)
-        time = float32_layers(self.time_embedding, sinusoid(timestep, config.freq_dim))
-        if self.text_pool is not None:
-            time = time + float32_layers(
-                self.text_pool, context[0].v.mean(dim=2).flatten(1)
-            )
-        time_six = float32_layers(self.time_projection, time).unflatten(1, (6, -1))
+        assert timestep is None or not self.folded, "folded gates are of one timestep"
+        timestep = self._timestep(batch) if timestep is None else timestep
+        time, time_six = self._times(timestep, context)
 
         if config.sees_signal:
             noise_bcthw = noise_bcthw * (1 - timestep / TRAIN_STEPS).to(noise_bcthw).view(
@@ -402,6 +416,23 @@ class SrDit(Dit):
             reference_tokens=config.ref_spatial_tokens,
             override=config.top_k,
         )
+
+    def _timestep(self, batch: int) -> Tensor:
+        """Return the configured timestep of every sample, ``[B]``."""
+        device = self.patch_embedding.weight.device
+        return torch.full((batch,), self.config.timestep, device=device)
+
+    def _times(
+        self, timestep: Tensor, context: tuple[ContextKv, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the time vectors of the head, ``[B, dim]``, and of the blocks,
+        ``[B, 6, dim]``, in float32."""
+        embedded = sinusoid(timestep, self.config.freq_dim)
+        time = float32_layers(self.time_embedding, embedded)
+        if self.text_pool is not None:
+            pooled = context[0].v.mean(dim=2).flatten(1)
+            time = time + float32_layers(self.text_pool, pooled)
+        return time, float32_layers(self.time_projection, time).unflatten(1, (6, -1))
 
     def _grid(self, frames: int, height: int, width: int) -> BlockGrid:
         return BlockGrid(frames, *self.config.patches(height, width), self.config.block)
