@@ -12,6 +12,7 @@ from torch import Tensor
 from ultraflash_cli.engine.cache import KvRing
 from ultraflash_cli.engine.layers import sparse_attention
 from ultraflash_cli.engine.layers.dit import DitBlock
+from ultraflash_cli.engine.layers.modulation import Addend
 from ultraflash_cli.engine.layers.sparse_attention import SparseAttended, SparseLayout, sparse_causal_attention
 from ultraflash_cli.engine.profiles import TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.seeds import generator_of
@@ -181,8 +182,9 @@ def test_a_layer_of_the_published_width_is_its_formulas_in_float64(monkeypatch: 
         return attended
 
     monkeypatch.setattr(sparse_attention, "sparse_causal_attention", noted)
-    stream, addend, _ = block(x, None, time, (tables, layout, KvRing(k_old, v_old, 2)), block.cross_attn.project(words))
-    assert addend.gate is not None and not masks[0].all() and masks[0][..., :2].any()
+    where = (tables, layout, KvRing(k_old, v_old, 2))
+    stream, addend, _ = block(x, Addend(), time, where, block.cross_attn.project(words))
+    assert addend.y is not None and addend.gate is not None and not masks[0].all() and masks[0][..., :2].any()
     ours = stream + addend.y * addend.gate
 
     cuts = [n * p for n, p in zip(tables.positions, tables.pairs, strict=True)]

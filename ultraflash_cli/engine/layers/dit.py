@@ -202,9 +202,9 @@ def _pending(
     if into is None:
         return Addend(added, gate, before.offset_after)
     if isinstance(layer, FoldedLinear):
-        return Addend(None, None, layer.offset)
+        return Addend(offset=layer.offset)
     assert before.offset_after is None, "only folded layers sum up offsets"
-    return Addend(None, None, cast("nn.Linear", layer).bias)
+    return Addend(offset=cast("nn.Linear", layer).bias)
 
 
 def _completed(x: Tensor, addend: Addend) -> Tensor:
@@ -330,7 +330,7 @@ class Dit(nn.Module):
         """
         x = embed()
         after: list[CacheT] = []
-        addend = Addend(None)
+        addend = Addend()
         for block, cache, text in zip_longest(self.blocks, caches, context):
             run = recomputed(block) if recompute else block
             x, addend, cache = run(x, addend, time, (*where, cache), text)
