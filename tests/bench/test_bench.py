@@ -182,6 +182,16 @@ def test_attention_on_a_cpu_is_counted() -> None:
         assert so_far() == 2 * 2 * 2 * 64 * 64 * 32
 
 
+def test_what_a_library_fuses_into_matmuls_and_convolutions_on_a_gpu_is_counted() -> None:
+    rows, weight, bias = (torch.empty(shape, device="meta") for shape in ((3, 40, 48), (96, 48), (96,)))
+    frames, filters = (torch.empty(shape, device="meta") for shape in ((2, 16, 9, 11), (24, 16, 3, 3)))
+    with counting_flops() as so_far:
+        torch.ops.ultraflash.linear_gelu(rows, weight, bias)
+        assert so_far() == 2 * 3 * 40 * 48 * 96
+        torch.ops.ultraflash.fused_conv(frames, filters, None, None)
+        assert so_far() == 2 * 3 * 40 * 48 * 96 + 2 * 2 * 9 * 11 * 24 * 16 * 3 * 3
+
+
 def test_dense_attention_in_8_bits_is_counted() -> None:
     q, k = (torch.empty(1, 2, n, 32, dtype=torch.float8_e4m3fn, device="meta") for n in (64, 96))
     scales = [torch.empty(1, 2, n, 1, device="meta") for n in (64, 96)]

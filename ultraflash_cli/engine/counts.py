@@ -96,7 +96,7 @@ class _Traffic(TorchDispatchMode):
 
 def _formulas() -> dict[Any, Callable[..., int]]:
     """Return formulas for the operations that torch does not count itself."""
-    for name in ("block_sparse_attention", "memory_conv"):
+    for name in ("block_sparse_attention", "linear_gelu", "memory_conv"):
         import_module(f"ultraflash_kernels.{name}.op")  # registers the operation with torch
     # torch does not count its own attention on a CPU.
     return {
@@ -107,6 +107,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         torch.ops.ultraflash.block_list_attention_hopper: _block_list_flops,
         torch.ops.ultraflash.dense_attention: _attention_flops,
         torch.ops.ultraflash.dense_attention_fp8: _dense_fp8_flops,
+        torch.ops.ultraflash.fused_conv: _fused_conv_flops,
+        torch.ops.ultraflash.linear_gelu: _linear_gelu_flops,
         torch.ops.ultraflash.memory_conv: _memory_conv_flops,
     }
 
@@ -115,6 +117,20 @@ def _addmm_flops(
     stream: torch.Size, rows: torch.Size, weight: torch.Size, *_: object, **__: object
 ) -> int:
     return 2 * rows[0] * rows[1] * weight[1]
+
+
+def _linear_gelu_flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    return 2 * x.numel() * weight[0]
+
+
+def _fused_conv_flops(
+    x_nchw: torch.Size,
+    weight: torch.Size,
+    *_: object,
+    out_shape: torch.Size,
+    **__: object,
+) -> int:
+    return 2 * out_shape.numel() * weight[1:].numel()
 
 
 def _attention_flops(
