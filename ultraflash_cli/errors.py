@@ -2,7 +2,8 @@
 
 UltraflashError
 ├── UsageError 2
-│   └── ConfigError
+│   ├── ConfigError
+│   └── OutputExists
 ├── InputError 3
 ├── DeviceError 4
 ├── OutOfMemory 5
@@ -28,6 +29,7 @@ __all__ = [
     "OutOfMemory",
     "OutputCheckError",
     "OutputError",
+    "OutputExists",
     "Remark",
     "UltraflashError",
     "UsageError",
@@ -58,6 +60,10 @@ class UsageError(UltraflashError):
 
 class ConfigError(UsageError):
     """A configuration value is out of range."""
+
+
+class OutputExists(UsageError):
+    """The output exists, and may be neither replaced nor skipped."""
 
 
 class InputError(UltraflashError):

@@ -3,7 +3,9 @@ messages."""
 
 import io
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import pytest
 from av.video.stream import VideoStream
 
 from tests.jobs.clips import decoded, make_clip, stream_kinds
-from tests.jobs.doubler import builder
+from tests.jobs.doubler import Doubler, Trail, builder
 from ultraflash_cli.jobs.planning.clips import find_clips, is_several
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
@@ -219,6 +221,36 @@ def test_two_inputs_that_would_share_an_output_are_refused_before_any_work(
     refused, done = map(json.loads, capsys.readouterr().out.splitlines())
     assert (refused["input"], refused["exit_code"]) == (inputs[1], 2) and "rename one" in refused["error"]
     assert (done["input"], done["frames_out"]) == (inputs[0], 4) and (out / "a_2x.mkv").exists()
+
+
+@pytest.mark.parametrize(("option", "same"), [([], "-n"), (["-y"], "-n instead of -y")], ids=["plain", "-y"])
+def test_a_stopped_batch_names_the_option_that_resumes_it(
+    option: list[str],
+    same: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Stopped(Doubler):
+        def step(self, state: Trail, frames: list[np.ndarray]) -> tuple[Trail, list[np.ndarray]]:
+            if (tmp_path / "a_2x.mkv").exists() and not state.seen:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().step(state, frames)
+
+    for name in "abc":
+        make_clip(tmp_path / f"{name}.mkv", frames=40)
+    command = ["upscale", str(tmp_path), "--res", "2x"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Models, "upscaler", staticmethod(builder(Stopped)))
+        assert main([*command, *option]) == 143
+    assert f"the same command with {same} resumes there\n" in capsys.readouterr().err
+
+    assert main(command) == 9
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.endswith("; 2 not tried, use -n to skip what is done and resume the rest")
+    assert main([*command, "-n"]) == 0
+    said = capsys.readouterr().err
+    assert "b.mkv: resuming after" in said and "2 done, 1 skipped, 0 failed" in said
 
 
 def test_inputs_of_one_name_but_different_outputs_are_no_clash(tmp_path: Path) -> None:

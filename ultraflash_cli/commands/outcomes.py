@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.console import Console
-from ultraflash_cli.errors import BatchError, OutputError
+from ultraflash_cli.errors import BatchError, OutputError, OutputExists, UltraflashError
 from ultraflash_cli.jobs.events import GenerationPlanned, Planned
 from ultraflash_cli.jobs.plan_lines import count_of, describe
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.jobs.batch import Outcome
     from ultraflash_cli.jobs.running.forecast import Forecast
 
-__all__ = ["MOST_PLANNED", "show_outcomes"]
+__all__ = ["MOST_PLANNED", "rest_of_batch", "show_outcomes"]
 
 MOST_PLANNED = 200
 """Maximum number of clips that a dry run for people plans; more can be generated with one
@@ -35,6 +35,7 @@ def show_outcomes(
     the failure itself for a single clip, else BatchError, or OutputError for the report.
     """
     failed: list[str] = []
+    failure: UltraflashError | None = None
     rows: list[_Row] = []
     plans = _Plans(count)
     tried = 0
@@ -56,6 +57,7 @@ def show_outcomes(
             continue
         if not is_batch:
             raise outcome.failure
+        failure = outcome.failure
         failed.append(outcome.label)
         console.failure(outcome.failure, source=outcome.source)
         if not keep_going:
@@ -70,11 +72,20 @@ def show_outcomes(
 
     if failed:
         names = ", ".join(failed[:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
-        left = count - tried
-        rest = f"; {left} not tried, use --keep-going to continue after a failure" if left else ""
+        rest = rest_of_batch(count - tried, failure)
         raise BatchError(f"{len(failed)} of {count} files failed: {names}{rest}")
     if unreported is not None:
         raise OutputError(f"{unreported}; the output itself is complete")
+
+
+def rest_of_batch(left: int, failure: UltraflashError | None) -> str:
+    """Return what to do about the `left` files that a batch has not tried after its last
+    failure, as the end of a message."""
+    if not left:
+        return ""
+    if isinstance(failure, OutputExists):
+        return f"; {left} not tried, use -n to skip what is done and resume the rest"
+    return f"; {left} not tried, use --keep-going to continue after a failure"
 
 
 class _Plans:

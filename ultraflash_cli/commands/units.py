@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ultraflash_cli.commands.outcomes import show_outcomes
+from ultraflash_cli.commands.outcomes import rest_of_batch, show_outcomes
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import BatchError, UsageError
 from ultraflash_cli.host import check_pair, usable_cores
@@ -254,8 +254,7 @@ def _show_planned(
         )
 
     if failed:
-        left = count - len(outcomes)
-        rest = f"; {left} not tried, use --keep-going to continue after a failure" if left else ""
+        rest = rest_of_batch(count - len(outcomes), outcomes[-1].failure)
         raise BatchError(f"{len(failed)} of {count} files failed: {', '.join(failed)}{rest}")
 
 

@@ -142,15 +142,15 @@ def _each(
     """Yield the outcome of `act` for each job; `rest` describes the jobs that a stop
     leaves undone. With `sources`, jobs that share an output with an earlier one come
     first."""
-    jobs = list(jobs) if sources else jobs
-    clashes = _clashes(jobs, sources, stop) if isinstance(jobs, list) else {}
+    named = list(jobs) if sources else []
+    clashes = _clashes(named, sources, stop)
     for number, clash in clashes.items():
-        source, label = names_of(jobs[number])
+        source, label = names_of(named[number])
         clash.source = source
         yield Outcome(source=source, label=label, failure=clash)
 
-    claims = Claims(sources)
-    for number, job in enumerate(jobs):
+    claims, is_begun = Claims(sources), False
+    for number, job in enumerate(named or jobs):
         if number in clashes:
             continue
         source, label = names_of(job)
@@ -168,11 +168,16 @@ def _each(
             done = act(prepared)
         except Interrupted as interrupted:
             interrupted.source = source
+            if is_begun and not job.skip_existing:
+                # Without -n, the same command would stop at the outputs that exist.
+                same = "the same command with -n" + (" instead of -y" if job.overwrite else "")
+                interrupted.args = (str(interrupted).replace("the same command", same),)
             raise
         except UltraflashError as failure:
             failure.source = source
             yield Outcome(source=source, label=label, failure=_named_as_typed(failure, job))
         else:
+            is_begun = True
             yield Outcome(source=source, label=label, **done)
 
 

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ultraflash_cli.errors import OutputError, UsageError
+from ultraflash_cli.errors import OutputError, OutputExists, UsageError
 from ultraflash_cli.host import free_bytes, is_virtual, shortage
 from ultraflash_cli.jobs.resume.entries import moved_files
 from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
@@ -190,9 +190,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def exists_error(output: Path) -> UsageError:
+def exists_error(output: Path) -> OutputExists:
     """Return the error for an output that exists."""
-    return UsageError(f"{output} exists; use -y to replace it, -n to skip it, or -o for another file")
+    return OutputExists(f"{output} exists; use -y to replace it, -n to skip it, or -o for another file")
 
 
 def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> int:
