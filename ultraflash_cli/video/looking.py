@@ -19,6 +19,7 @@ from ultraflash_cli.video.cadence import RepeatMeter
 from ultraflash_cli.video.color import is_rgb
 from ultraflash_cli.video.interlace import FieldMeter, Scan, Verdict
 from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.refusals import kind_of
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.source import Source, Tally, decoded_frames, decoder_of, read_packets, source_path
 from ultraflash_cli.video.transparency import has_alpha_layer, is_transparent, stores_alpha
@@ -138,10 +139,10 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
             f"{path}: its index (moov) comes after its frames, which a pipe cannot read; save it to a file first"
         )
     if first is None:
-        raise InputError(
-            f"{path}: no video frame can be decoded; it is damaged, truncated, or a variant of "
-            f"{stream.codec_context.codec.canonical_name} that the built-in FFmpeg does not support"
-        )
+        kind = kind_of(source) if isinstance(source, Path | Pipe) else None
+        codec = stream.codec_context.codec.canonical_name
+        damaged = f"it is damaged, truncated, or a variant of {codec} that the built-in FFmpeg does not support"
+        raise InputError(f"{path}: {kind or f'no video frame can be decoded; {damaged}'}")
 
     is_file = isinstance(source, Path)
     if isinstance(source, ImageSequence):

@@ -25,14 +25,17 @@ image2pipe``."""
 _BRANDS = (b"avif", b"heic", b"heix", b"mif1")
 _BOXES = (b"JXL ", b"jP  ")
 _HEAD_BYTES = 12
+_PNG = b"\x89PNG"
+_PNG_HEAD_BYTES = 1 << 16
 
 
 @contextmanager
 def kept_photo(pipe: Pipe, new_folder: Callable[[], AbstractContextManager[Path]]) -> Generator[None]:
     """Keep what comes through ``pipe`` in a file in a new folder for the duration of
-    the block, if it is one picture; ``pipe.whole_file`` is that file. Raises
-    ``InputError``, ``OutputError``."""
-    if not _is_picture(pipe):
+    the block, if it is one picture, or an animated PNG, which libavformat reads only
+    from files; ``pipe.whole_file`` is that file. Raises ``InputError``,
+    ``OutputError``."""
+    if not (_is_animated_png(pipe) or _is_picture(pipe)):
         yield
         return
     with new_folder() as kept:
@@ -46,6 +49,13 @@ def is_lone_picture(head: bytes) -> bool:
     """Return whether ``head`` begins a picture in a format that is never concatenated:
     TIFF, AVIF, HEIC, JPEG XL or JPEG 2000."""
     return head[:4] in TIFF_HEADS or head[4:8] in _BOXES or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
+
+
+def _is_animated_png(pipe: Pipe) -> bool:
+    if pipe.head(_HEAD_BYTES)[:4] != _PNG:
+        return False
+    before_pixels, _, _ = pipe.head(_PNG_HEAD_BYTES).partition(b"IDAT")
+    return b"acTL" in before_pixels
 
 
 def _is_picture(pipe: Pipe) -> bool:

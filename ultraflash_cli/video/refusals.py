@@ -27,6 +27,8 @@ _OTHERS = {
 """Descriptions of other kinds of files, by their first bytes."""
 _TEXT = re.compile(rb"[\t\n\r\f\x1b\x20-\x7e\x80-\xff]*")
 _LARGEST_SIDE = 16384
+_WEBP_MOVES = 0x02
+"""The flag of an animation in the extended header (RFC 9649, section 2.7)."""
 _UNCOMPRESSED = re.compile(rb"YUV4MPEG2 (?:.*? )?W(\d+) (?:.*? )?H(\d+)\b")
 
 
@@ -36,10 +38,9 @@ def why_unreadable(source: Path | ImageSequence | Pipe, error: Exception) -> str
         return "no permission to read it; check the permissions"
     words = (getattr(error, "strerror", None) or str(error)).lower()
     if isinstance(source, Pipe):
-        head = source.head(_HEAD_BYTES) if source.keeps_start else b"?"
-        if not head:
+        if source.keeps_start and not source.head(1):
             return "the pipe is empty (0 bytes); check the command that writes to it"
-        if kind := _kind(head, ""):
+        if kind := kind_of(source):
             return kind
         return f"the pipe does not carry a video that can be read without seeking ({words}); save it to a file first"
     if not isinstance(source, Path):
@@ -52,14 +53,17 @@ def why_unreadable(source: Path | ImageSequence | Pipe, error: Exception) -> str
     return f"not a readable video ({words}); check that a player can play it to the end"
 
 
-def kind_of(path: Path) -> str | None:
-    """Return what a non-video file is, and what to do; None if unknown."""
+def kind_of(source: Path | Pipe) -> str | None:
+    """Return what a file that cannot be read as a video is, and what to do; None if
+    unknown."""
+    if isinstance(source, Pipe):
+        return _kind(source.head(_HEAD_BYTES), "") if source.keeps_start else None
     try:
-        with path.open("rb") as file:
+        with source.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return None
-    return _kind(head, path.suffix)
+    return _kind(head, source.suffix)
 
 
 def _kind(head: bytes, suffix: str) -> str | None:
@@ -68,6 +72,8 @@ def _kind(head: bytes, suffix: str) -> str | None:
         width, height = int(found[1]), int(found[2])
         if max(width, height) > _LARGEST_SIDE:
             return f"a y4m file of {width}x{height} pixels, expected at most {_LARGEST_SIDE} per side; check its header"
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20:21] and head[20] & _WEBP_MOVES:
+        return "an animated WebP, which the built-in FFmpeg cannot read; convert it to a GIF or a video first"
     if start.startswith(_PLAYLISTS) or any(word in start for word in _PLAYLIST_WORDS):
         return _PLAYLIST
 

@@ -57,12 +57,18 @@ def low_name(output: Path) -> Path:
     return output.with_stem(f"{output.stem}_480p")
 
 
-def check_pattern(output: Path, *, single: bool = False) -> None:
-    """Raise UsageError for image names without exactly one number; a `single` image needs none."""
+def check_pattern(output: Path, *, single: bool = False, two_fields: bool = False) -> None:
+    """Raise UsageError for image names without exactly one number; a `single` image
+    needs none, unless it becomes `two_fields`."""
     pictures = f"{_NUMBERED}{output.suffix}"
     places = len(_PLACE.findall(output.name)) if is_pictures(output) else 1
     if places > 1:
         raise UsageError(f"{output} has {places} placeholders for a number, expected one, such as {pictures}")
+    if not places and two_fields:
+        raise UsageError(
+            f"{output} is a single image, but --deinterlace field makes two of a photo; use --deinterlace frame, or "
+            f"{output.with_suffix('')}/{pictures}"
+        )
     if not places and not single:
         raise UsageError(
             f"{output} is a single image, but a clip has many frames; use {output.with_suffix('')}/{pictures}"

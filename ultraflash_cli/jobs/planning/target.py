@@ -123,6 +123,11 @@ def followed(output: Path) -> Path:
     target = Path(os.path.realpath(output))
     if os.path.islink(target):
         raise UsageError(f"{output} is a symlink that points to itself; choose another output")
+    if not target.suffix and not os.path.lexists(target):
+        raise UsageError(
+            f"{output} is a symlink to {target}, which does not exist; create that folder first, or choose another "
+            "output"
+        )
     if target.suffix.lower() != output.suffix.lower():
         raise UsageError(f"{output} is a symlink to {target}, which has another extension; name that file with -o")
     link, folder = output.lstat(), output.absolute().parent.stat()
@@ -247,6 +252,8 @@ def _obstacle(folder: Path) -> str | None:
     """Return why files cannot be created in a folder that may not exist yet; None if
     they can."""
     for each in (folder, *folder.parents):
+        if os.path.islink(each) and not each.exists():
+            return f"{each} is a symlink to {os.path.realpath(each)}, which does not exist; create that folder first"
         if each.exists():
             if not each.is_dir():
                 return f"{each} is a file, expected a folder"

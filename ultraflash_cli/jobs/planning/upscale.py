@@ -183,13 +183,13 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
     if to_write:
         check_temp(job.temp)
     if to_write and named is not None:
-        _check_target(named, job, source, single=not isinstance(source, ImageSequence))
+        _check_target(named, job, source, single=not isinstance(source, ImageSequence), two_fields=False)
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
     photo = is_photo(info)
     if photo:
         info = replace(info, frame_count_estimate=1)
-        if job.output is not None and named is not None and is_pictures(named):
+        if job.output is not None and named is not None and is_pictures(named) and job.deinterlace != "field":
             # The one file of a pattern that is written.
             job, named = replace(job, output=numbered(job.output, 1)), numbered(named, 1)
     if any(each is not None for each in (job.start, job.end, job.preview)):
@@ -233,13 +233,18 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
 
+    single = photo and not info.fields
     start_s = window[0] - clip_start_s if window is not None else Fraction(0)
-    output = named or _default_output(job, source, res, streams.suffix, is_part=window is not None, single=photo)
+    output = named or _default_output(job, source, res, streams.suffix, is_part=window is not None, single=single)
     if job.stdout is not None:
         output = stream_target(input_identity(source), job.temp, streams.suffix)
     if to_write and named is None and job.stdout is None and not job.skip_existing:
         check_made_names(output)
-    exists = to_write and job.stdout is None and _check_target(output, job, source, single=photo)
+    exists = (
+        to_write
+        and job.stdout is None
+        and _check_target(output, job, source, single=single, two_fields=photo and info.fields)
+    )
     if to_write and not exists:
         _check_space(output, job, info, spec, window)
     if not exists:
@@ -328,8 +333,8 @@ def _kept_streams(
         known.update(found)
 
 
-def _check_target(output: Path, job: UpscaleJob, source: "Source", *, single: bool) -> bool:
-    check_pattern(output, single=single)
+def _check_target(output: Path, job: UpscaleJob, source: "Source", *, single: bool, two_fields: bool) -> bool:
+    check_pattern(output, single=single, two_fields=two_fields)
     return check_target(
         output,
         source=source,
