@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 from ultraflash_cli.bar import Bar, Step, clock_time
-from ultraflash_cli.errors import Interrupted, OutputError, Remark, UltraflashError, UsageError
+from ultraflash_cli.errors import BatchError, Interrupted, OutputError, Remark, UltraflashError, UsageError
 from ultraflash_cli.jobs.events import (
     Chunk,
     Done,
@@ -88,6 +88,9 @@ class Console:
         self.data_on_err = False
         """Whether stdout is occupied by an output file, so that data for scripts go to
         stderr."""
+        self.failures_are_data = False
+        """Whether each failure is an object for scripts (`--json`)."""
+        self._told: set[str] = set()
         self._clock = clock
         self._log: TextOutput | None = None
         self._log_path: Path | None = None
@@ -145,6 +148,9 @@ class Console:
         It is ASCII, so that it is valid in every encoding and preserves names that are
         not UTF-8. Raises OutputError like `text`.
         """
+        if isinstance(value, dict):
+            failure: object = cast("dict[str, object]", value).get("error")
+            self._told |= {failure} if isinstance(failure, str) else set()
         line = self._discreet(json.dumps(value, allow_nan=False))
         if not self.data_on_err:
             self._write_out(line)
@@ -204,7 +210,19 @@ class Console:
             for line in trace.split("\n"):
                 self._say(line, shown=self.options.verbose)
             self._say(f"error: {text}", shown=self._mode() != "json", style="bold red")
+        if self.failures_are_data:
+            self._tell(error, text, code)
         return code
+
+    def _tell(self, error: BaseException, text: str, exit_code: int) -> None:
+        """Write a failure as an object for scripts, unless the command has done so. The
+        files of a batch have their own ones."""
+        if str(error) in self._told or (isinstance(error, BatchError) and self._told):
+            return
+        source = getattr(error, "source", "")
+        about = {"input": source, "output": None} if source else {}
+        with suppress(OutputError):
+            self.data({**about, "error": text, "exit_code": exit_code})
 
     @contextmanager
     def working(self, name: str, doing: str) -> Generator[None]:

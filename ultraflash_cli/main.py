@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -23,6 +25,7 @@ from ultraflash_cli.commands import (
     upscale,
     weights,
 )
+from ultraflash_cli.commands.sinks import is_stdout
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, OutputError, UltraflashError, is_out_of_memory
 from ultraflash_cli.flags import meant
@@ -98,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
 
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    console.failures_are_data = "--json" in options
+    console.data_on_err = _fills_stdout(options)
+
     try:
         with ending_on_signals():
             code = _commands()(
@@ -118,6 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failure(console, error)
     finally:
         console.close()
+
+
+def _fills_stdout(arguments: Sequence[str]) -> bool:
+    """Return whether the output is stdout, as far as that is known before parsing."""
+    for option, value in pairwise([*arguments, ""]):
+        name, equals, given = option.partition("=")
+        if option == "-o-" or (name in ("-o", "--output") and is_stdout(Path(given if equals else value))):
+            return True
+    return False
 
 
 @cache

@@ -22,6 +22,10 @@ compare them and validate real runs.
 prints one event per line on stderr, and nothing else is printed there. With `-o -`
 stdout carries the video, and `--json` goes to stderr.
 
+A failure is an object, too, with `error` and `exit_code`: that of a file names it as
+`input`, and every command with `--json`, even a mistyped one, prints one
+([error.json](../schemas/error.json)) where nothing else says why it failed.
+
 ```
 ultraflash upscale holiday.mp4 --res 2x --json | python3 -m json.tool
 ultraflash upscale films/ -o large/ --recursive --keep-going --progress json 2> events.jsonl

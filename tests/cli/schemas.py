@@ -82,23 +82,27 @@ def schemas() -> dict[str, Schema]:
             "exit_code": {"type": "integer"},
         }
     )
+    refusal = _closed({"error": {"type": "string"}, "exit_code": {"type": "integer"}})
     page = {"html": {"description": "The page, if one was requested.", "type": "string"}}
     happened = [event for event in _subclasses(events.Event) if event is not events.Planned]
     return {
         "upscale.json": _one_of(
             "ultraflash upscale --json",
-            "One object a line and input: a report, a plan (--dry-run), a failure, or the images of --preview frame.",
+            "One object a line and input: a report, a plan (--dry-run), a failure, the images of --preview frame, or a "
+            "refusal if no input is reached.",
             report=_object(UpscaleReport, optional=page),
             plan=_object(events.Planned, optional=extra),
             failure=failure,
+            refusal=refusal,
             frame=_object(StillReport),
         ),
         "generate.json": _one_of(
             "ultraflash generate --json",
-            "One object a line and clip: a report, a plan (--dry-run) or a failure.",
+            "One object a line and clip: a report, a plan (--dry-run), a failure, or a refusal if no clip is reached.",
             report=_object(GenerateReport),
             plan=_object(events.GenerationPlanned, optional=extra),
             failure=failure,
+            refusal=refusal,
         ),
         "events.json": _one_of(
             "--progress json",
@@ -121,6 +125,11 @@ def schemas() -> dict[str, Schema]:
             failure=_closed(
                 {"file": {"type": "string"}, "error": {"type": "string"}, "exit_code": {"type": "integer"}}
             ),
+        ),
+        "error.json": _titled(
+            "--json of a command that fails",
+            "One object on one line, by every command that fails before it has printed what failed.",
+            refusal,
         ),
         "doctor.json": _titled(
             "ultraflash doctor --json",

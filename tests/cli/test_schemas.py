@@ -81,3 +81,49 @@ def test_descriptions_of_probe_and_lists_of_clean(
 def test_findings_of_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--json"])
     kept("doctor.json", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        pytest.param(["upscale", "--json"], 2, "Missing argument", id="no input"),
+        pytest.param(["upscale", "a.mp4", "--jason", "--json"], 2, "No such option", id="an unknown option"),
+        pytest.param(["upscale", "a.mp4", "--res", "9", "--json"], 2, "--res must be", id="a bad value"),
+        pytest.param(["generate", "", "--json"], 2, "the prompt is empty", id="an empty prompt"),
+        pytest.param(["--json", "upscal"], 2, "No such", id="an unknown command"),
+        pytest.param(["compare", "a.mp4", "b.mp4", "--json"], 3, "no such file", id="compare"),
+        pytest.param(["explain", "a.mp4", "--json"], 3, "no such file", id="explain"),
+        pytest.param(["bench", "--device", "abacus", "--json"], 2, "--device must be", id="bench"),
+        pytest.param(["clean", "nowhere", "--json"], 3, "no such folder", id="clean"),
+        pytest.param(["join", "nowhere", "--json"], 2, "no plan found", id="join"),
+    ],
+)
+def test_every_command_that_fails_prints_one_failure(
+    arguments: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    shown = capsys.readouterr()
+    (failure,) = kept("error.json", shown.out)
+    assert failure["exit_code"] == code and says in failure["error"] and f"error: {failure['error']}\n" in shown.err
+
+
+def test_failures_of_files_are_printed_once_and_streams_stay_clean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+    for path in broken:
+        path.write_text("no film")
+    assert main(["upscale", *map(str, broken), "--keep-going", "--json"]) == 9
+    assert [each["input"] for each in kept("upscale.json", capsys.readouterr().out)] == list(map(str, broken))
+    assert main(["probe", str(broken[0]), "--json"]) == 3
+    assert len(kept("probe.json", capsys.readouterr().out)) == 1
+    for option in (["-o", "-"], ["-o-"], ["--output=-"]):
+        assert main(["upscale", str(broken[0]), *option, "--jason", "--json"]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and kept("error.json", shown.err)
