@@ -114,6 +114,24 @@ def attention_fp8(*, width: int = 128, tokens: int = 128, ring: bool = True) -> 
     kernel_fp8.forward(rows, rows, turned, lists, remembered, fill, grid, torch.bfloat16)
 
 
+def hopper_fp8(*, ring: bool = True) -> None:
+    """Launch block-sparse attention in 8 bits of a group of the 2K stage, by the kernel
+    for Hopper."""
+    from ultraflash_kernels.block_sparse_attention import kernel_fp8, kernel_hopper_fp8
+
+    with mock.patch.object(kernel_fp8, "forward", kernel_hopper_fp8.forward):
+        attention_fp8(ring=ring)
+
+
+def hopper_fp8_dense() -> None:
+    """Launch dense attention in 8 bits of a chunk of the generator by the kernel for
+    Hopper."""
+    from ultraflash_kernels.block_sparse_attention import kernel_fp8_dense, kernel_hopper_fp8
+
+    with mock.patch.object(kernel_fp8_dense, "forward", kernel_hopper_fp8.dense):
+        dense_attention_fp8()
+
+
 def small_rows(rows: int, cols: int, *, turned: bool = False) -> Fp8Rows:
     """Return rows of the blocks of a group of the 2K stage in 8 bits."""
     step = (1, cols) if turned else (rows, 1)
@@ -273,6 +291,9 @@ CASES: dict[str, Callable[[], None]] = {
     "block_sparse_attention_hopper, bf16, ring": lambda: attention(torch.bfloat16, hopper=True),
     "block_sparse_attention_hopper, fp16": lambda: attention(torch.float16, ring=False, hopper=True),
     "block_sparse_attention_hopper, bf16, dense": lambda: dense_attention(torch.bfloat16),
+    "block_sparse_attention_hopper, fp8, ring": hopper_fp8,
+    "block_sparse_attention_hopper, fp8": lambda: hopper_fp8(ring=False),
+    "block_sparse_attention_hopper, fp8, dense": hopper_fp8_dense,
     "block_sparse_attention_fp8, bf16, head 128, ring": attention_fp8,
     "block_sparse_attention_fp8, bf16, head 128": lambda: attention_fp8(ring=False),
     "block_sparse_attention_fp8, bf16, head 32, 32 tokens, ring": lambda: attention_fp8(width=32, tokens=32),

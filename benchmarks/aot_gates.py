@@ -26,6 +26,8 @@ NARROWEST_PRODUCT = 64
 out of bounds."""
 LONGEST_HOPPER_LOOP = 470
 """Maximum instructions per warp in the hot loop of the attention kernel for Hopper."""
+LONGEST_HOPPER_FP8_LOOP = 625
+"""The same in 8 bits, where scales of keys and values are factors of each score."""
 LEAST_HIDDEN_EXPONENTIALS = 64
 """Exponentials of its loop that must run while products are in flight: all scores of a
 thread."""
@@ -54,20 +56,24 @@ def _gates(figures: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
     return wrong
 
 
-def _split_gates(figures: Mapping[str, int]) -> list[str]:
-    """Return descriptions of problems of a kernel in which one warp copies and two warp
+def _split_gates(name: str, figures: Mapping[str, int]) -> list[str]:
+    """Return descriptions of problems of a kernel in which some warps copy and two warp
     groups multiply."""
-    from ultraflash_kernels.block_sparse_attention.kernel_hopper import REGISTERS
+    from ultraflash_kernels.block_sparse_attention import kernel_hopper, kernel_hopper_fp8
 
-    expected = {"loop_products": 16, "loop_product_starts": 2, "loop_product_waits": 2}
+    registers, products, longest = kernel_hopper.REGISTERS, 16, LONGEST_HOPPER_LOOP
+    if "fp8" in name:
+        both = kernel_hopper_fp8.REGISTERS_DENSE, kernel_hopper_fp8.REGISTERS
+        registers, products, longest = both["dense" not in name], 8, LONGEST_HOPPER_FP8_LOOP
+    expected = {"loop_products": products, "loop_product_starts": 2, "loop_product_waits": 2}
     expected |= {"loop_global_loads": 0, "loop_local_accesses": 0, "spilled_bytes": 0}
     wrong = [
         f"has {key} {figures.get(key)}, expected {value}"
         for key, value in expected.items()
         if figures.get(key) != value
     ]
-    most = {"loop_instructions": LONGEST_HOPPER_LOOP}
-    most |= {"loop_multiplying_registers": REGISTERS["CONSUMER"], "loop_copying_registers": REGISTERS["PRODUCER"]}
+    most = {"loop_instructions": longest}
+    most |= {"loop_multiplying_registers": registers["CONSUMER"], "loop_copying_registers": registers["PRODUCER"]}
     wrong += [
         f"has {key} {figures.get(key)}, expected at most {value}"
         for key, value in most.items()
@@ -98,7 +104,7 @@ def compare(found: Figures, listed: Figures) -> list[str]:
                 wrong.append(f"{name} on {target} is hot and spills {figures['spilled_bytes']} bytes")
             wrong += [f"{name} on {target} {said}" for said in _gates(figures, listed.get(name, {}).get(target, {}))]
             if name.startswith(HOPPER):
-                wrong += [f"{name} on {target} {said}" for said in _split_gates(figures)]
+                wrong += [f"{name} on {target} {said}" for said in _split_gates(name, figures)]
             most = MOST_SHARED_BYTES[int(target.removeprefix("sm_"))]
             if figures["shared_bytes"] > most:
                 wrong.append(f"{name} on {target} needs {figures['shared_bytes']} bytes of shared memory, {most} exist")

@@ -91,7 +91,7 @@ def hot_loop(program: Any) -> HotLoop | None:
     waits = [int(count) for count in _WAIT.findall(program.asm["ttgir"])]
     return HotLoop(
         instructions=len(body),
-        products=sum(bool(_PRODUCT.search(each)) for each in body),
+        products=_products(body),
         byte_loads=sum(bool(_BYTE.match(each)) for each in body),
         local_accesses=sum(bool(_LOCAL.match(each)) for each in body),
         narrowest_product=min(narrow, default=0),
@@ -120,15 +120,19 @@ def split_loop_of(text: str) -> SplitLoop | None:
             tasks.append([])
     return SplitLoop(
         instructions=len(body),
-        products=sum(bool(_PRODUCT.search(each)) for each in body),
+        products=_products(body),
         product_starts=sum(each.startswith("WARPGROUP.ARRIVE") for each in body),
         product_waits=len(waits),
         hidden_exponentials=sum(each.startswith("MUFU.EX2") for each in between),
         global_loads=sum(bool(_GLOBAL.match(each)) for each in body),
         local_accesses=sum(bool(_LOCAL.match(each)) for each in body),
-        multiplying_registers=max(_registers(task) for task in tasks if _has(task, "HGMMA")),
+        multiplying_registers=max(_registers(task) for task in tasks if _products(task)),
         copying_registers=max((_registers(task) for task in tasks if _has(task, "UTMALDG")), default=0),
     )
+
+
+def _products(body: list[str]) -> int:
+    return sum(bool(_PRODUCT.search(each)) for each in body)
 
 
 def _has(task: list[str], name: str) -> bool:
@@ -153,13 +157,14 @@ def _instructions(text: str) -> tuple[list[str], dict[str, int]]:
 
 
 def loop_of(text: str) -> list[str] | None:
-    """Return the instructions of the smallest loop with products."""
+    """Return the instructions of the smallest loop with products. Code that waits lies
+    behind the end of the program, and its way back, across that end, is no loop."""
     instructions, labels = _instructions(text)
     loops: list[list[str]] = []
     for at, each in enumerate(instructions):
         target = re.search(r"^BRA\b.*`\((\.L_\w+)\)", each)
         if target and labels.get(target[1], at + 1) <= at:
             body = instructions[labels[target[1]] : at + 1]
-            if any(_PRODUCT.search(inner) for inner in body):
+            if _products(body) and "EXIT" not in body:
                 loops.append(body)
     return min(loops, key=len, default=None)

@@ -1,6 +1,6 @@
-"""An emulator of what the attention kernel for Hopper uses of Gluon, which has none.
+"""An emulator of what the attention kernels for Hopper use of Gluon, which has none.
 
-The kernel's own source runs: its tasks take turns at random, copies arrive at any time,
+A kernel's own source runs: its tasks take turns at random, copies arrive at any time,
 and products read their operands only when they are waited for. What is overwritten while
 it is read, read before it is there, or waited for in vain raises AssertionError.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as real_gl
 
 from ultraflash_kernels import _token_kernels
-from ultraflash_kernels.block_sparse_attention import kernel, kernel_hopper
+from ultraflash_kernels.block_sparse_attention import copies_hopper_fp8, kernel, kernel_hopper, kernel_hopper_fp8
 
 __all__ = ["THREAD", "Barrier", "FakeGluon", "emulated", "wait"]
 
@@ -76,6 +76,7 @@ class Task:
         self.ready: Callable[[], bool] = lambda: True
         self.done = False
         self.products: list[Product] = []
+        self.written: list[Buffer] = []
         self.may_run = threading.Semaphore(0)
         self.thread = threading.Thread(target=self._live, args=(body, given), daemon=True)
         self.thread.start()
@@ -140,6 +141,9 @@ class Buffer:
     def __init__(self) -> None:
         self.readers = 0
         """Products in flight that read it."""
+        self.unfenced: Task | None = None
+        """The task that has written to it without a fence, so that products may not
+        see it."""
         self.parts: dict[int, Buffer] = {}
 
 
@@ -148,7 +152,7 @@ class Smem:
 
     def __init__(self, data: Tensor, buffer: "Buffer") -> None:
         self.data, self.buffer = data, buffer
-        self.dtype, self.shape = data.dtype, list(data.shape)
+        self.dtype, self.shape, self.numel = data.dtype, list(data.shape), data.numel()
 
     def index(self, at: int) -> "Smem":
         """Return one of several buffers."""
@@ -167,6 +171,20 @@ class Smem:
         """Return a view of some rows."""
         return Smem(self.data[start : start + length], self.buffer)
 
+    def load(self, layout: Any) -> Tensor:
+        """Return the values."""
+        THREAD.task.pause()
+        return self.data.clone()
+
+    def store(self, value: Tensor) -> None:
+        """Overwrite the values; products see them after a fence."""
+        THREAD.task.pause()
+        assert self.buffer.readers == 0, "a buffer is overwritten while it is read"
+        assert value.dtype == self.dtype
+        self.data.copy_(value)
+        self.buffer.unfenced = THREAD.task
+        THREAD.task.written.append(self.buffer)
+
 
 class Product:
     """An asynchronous product; it reads its operands, and has a value, only when a wait
@@ -178,6 +196,7 @@ class Product:
         self.value: Tensor | None = None
         for each in (a, b):
             if isinstance(each, Smem):
+                assert each.buffer.unfenced is None, "a product may not see what was written"
                 each.buffer.readers += 1
 
     def complete(self) -> None:
@@ -195,6 +214,8 @@ class Pointer:
 
     def __init__(self, elements: Tensor, at: Any = 0) -> None:
         self.elements, self.at = elements, at
+
+        self.dtype = SimpleNamespace(element_ty=elements.dtype)
 
     def __add__(self, offset: Any) -> "Pointer":
         return Pointer(self.elements, self.at + offset)
@@ -229,13 +250,14 @@ def copy(desc: Any, place: Sequence[Any], barrier: Barrier, target: Smem) -> Non
     task.pause()
     assert target.buffer.readers == 0, "a buffer is overwritten while it is read"
     target.data.fill_(math.nan)
-    sample, head, row, col = (int(each) for each in place)
-    size, width = target.shape[2:]
-    rows = desc.whole[sample, head, row : row + size, col : col + width]
+    starts = [int(each) for each in place]
+    assert len(starts) == desc.whole.ndim and target.shape == list(desc.block_shape)
+    spans = zip(starts, target.shape, strict=True)
+    found = desc.whole[tuple(slice(start, start + size) for start, size in spans)]
 
     def land() -> None:
         target.data.zero_()
-        target.data[0, 0, : len(rows)] = rows
+        target.data[tuple(slice(0, size) for size in found.shape)] = found
         barrier.bytes -= target.data.nbytes
         assert barrier.bytes >= 0, "more bytes than the barrier expects"
         barrier.settle()
@@ -262,6 +284,20 @@ def wait_for_products(pending: int, deps: Sequence[Any]) -> Any:
     return found[0] if len(found) == 1 else found
 
 
+def fence() -> None:
+    """Show products what the task has written to shared memory."""
+    written = getattr(getattr(THREAD, "task", None), "written", [])
+    while written:
+        written.pop().unfenced = None
+
+
+def where(condition: Any, first: Any, second: Any) -> Any:
+    """Choose between values, or between addresses."""
+    if isinstance(first, Pointer):
+        return first if condition else second
+    return torch.where(condition, first, second)
+
+
 class FakeGluon:
     """``triton.experimental.gluon.language`` for tensors on the CPU; ``seed`` selects
     the order of events."""
@@ -279,9 +315,12 @@ class FakeGluon:
         """Return the number of the program that runs."""
         return torch.tensor(self.row)
 
-    def load(self, pointer: Pointer) -> Tensor:
-        """Load a number."""
-        return pointer.elements[int(pointer.at)]
+    def load(self, pointer: Pointer, mask: Any = True, other: float = 0.0) -> Tensor:
+        """Load a number, or some of them."""
+        if not isinstance(pointer.at, Tensor):
+            return pointer.elements[int(pointer.at)]
+        found = pointer.elements[torch.where(torch.as_tensor(mask), pointer.at, 0)]
+        return torch.where(torch.as_tensor(mask), found, other).to(found.dtype)
 
     def store(self, pointer: Pointer, value: Tensor, mask: Tensor) -> None:
         """Store a tile, which nothing has written before."""
@@ -306,17 +345,31 @@ class FakeGluon:
         Program(self.seed * 1000 + self.row).run(bodies)
 
     static_range = staticmethod(range)
-    where = staticmethod(torch.where)
+    where = staticmethod(where)
+    maximum, exp2 = staticmethod(torch.maximum), staticmethod(torch.exp2)
+
+    def max(self, x: Tensor, axis: int) -> Tensor:
+        """Reduce an axis to its maximum."""
+        return x.amax(axis)
+
+    def sum(self, x: Tensor, axis: int) -> Tensor:
+        """Reduce an axis to its sum."""
+        return x.sum(axis)
+
+    def inline_asm_elementwise(self, asm: str, _: str, given: list[Tensor], **options: Any) -> Tensor:
+        """Round to 8 bits, the only thing that is done so."""
+        assert asm.count("cvt.rn.satfinite.e4m3x2.f32") == 2 and options["pack"] == 4
+        return given[0].clamp(-448, 448).to(torch.float8_e4m3fn)
 
     def full(self, shape: list[int], value: float, dtype: torch.dtype, _: Any) -> Tensor:
         """Fill a tensor."""
-        return torch.full(shape, value, dtype=dtype)
+        return torch.full(shape, float(value), dtype=dtype)
 
     def arange(self, start: int, end: int, layout: Any) -> Tensor:
         """Count."""
         return torch.arange(start, end)
 
-    def convert_layout(self, x: Tensor, layout: Any) -> Tensor:
+    def convert_layout(self, x: Tensor, layout: Any, assert_trivial: bool = False) -> Tensor:
         """Return the same values."""
         return x
 
@@ -344,16 +397,18 @@ class Launcher:
             return SimpleNamespace(whole=whole, **seen)
         if isinstance(given, Tensor):
             size = given.untyped_storage().nbytes() // given.itemsize
-            return Pointer(given.as_strided((size,), (1,), 0))
+            return Pointer(given.as_strided((size,), (1,), 0), given.storage_offset())
         return given
 
 
 def emulated(monkeypatch: pytest.MonkeyPatch) -> FakeGluon:
-    """Make ``kernel_hopper`` run on the CPU until ``monkeypatch`` is undone."""
+    """Make the kernels run on the CPU until ``monkeypatch`` is undone."""
     fake = FakeGluon(0)
-    for module in (kernel, kernel_hopper, _token_kernels):
+    for module in (kernel, copies_hopper_fp8, kernel_hopper, kernel_hopper_fp8, _token_kernels):
         for name, value in list(vars(module).items()):
-            if callable(getattr(value, "fn", None)):
+            if isinstance(value, real_gl.constexpr):
+                monkeypatch.setattr(module, name, value.value)
+            elif callable(getattr(value, "fn", None)):
                 monkeypatch.setattr(module, name, value.fn)
         if hasattr(module, "tl"):
             tl = SimpleNamespace(maximum=torch.maximum, exp2=torch.exp2, minimum=min)
@@ -363,12 +418,14 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> FakeGluon:
     barriers = SimpleNamespace(expect=expect, wait=wait, arrive=arrive, init=init)
     barriers.MBarrierLayout = lambda: None
     products = {"warpgroup_mma": multiply, "warpgroup_mma_wait": wait_for_products}
-    hopper = SimpleNamespace(**products, fence_async_shared=lambda: None)
-    monkeypatch.setattr(kernel_hopper, "gl", fake)
-    monkeypatch.setattr(kernel_hopper, "mbarrier", barriers)
-    monkeypatch.setattr(kernel_hopper, "hopper", hopper)
+    hopper = SimpleNamespace(**products, fence_async_shared=fence)
     tma = SimpleNamespace(async_copy_global_to_shared=copy)
     monkeypatch.setattr(kernel_hopper, "tma", tma)
-    launcher = Launcher(kernel_hopper.attention_kernel, fake)
-    monkeypatch.setattr(kernel_hopper, "attention_kernel", launcher)
+    for module in (copies_hopper_fp8, kernel_hopper, kernel_hopper_fp8):
+        monkeypatch.setattr(module, "gl", fake)
+        monkeypatch.setattr(module, "mbarrier", barriers)
+    for module in (kernel_hopper, kernel_hopper_fp8):
+        monkeypatch.setattr(module, "hopper", hopper)
+        launcher = Launcher(module.attention_kernel, fake)
+        monkeypatch.setattr(module, "attention_kernel", launcher)
     return fake

@@ -27,7 +27,17 @@ from ultraflash_kernels.block_sparse_attention.kernel import (
 )
 from ultraflash_kernels.dispatch import on_its_device
 
-__all__ = ["REGISTERS", "TOKENS", "dense", "forward"]
+__all__ = [
+    "REGISTERS",
+    "TOKENS",
+    "copy_block",
+    "dense",
+    "descriptor",
+    "flat",
+    "forward",
+    "matrix",
+    "multiply_keys",
+]
 
 TOKENS = 128
 """Tokens of a block, and channels of a head."""
@@ -36,12 +46,18 @@ STAGES = 3
 REGISTERS = {"CONSUMER": 240, "PRODUCER": 24}
 """Registers per thread of the warps that multiply and of the one that copies."""
 
+DTYPES = {
+    torch.bfloat16: gl.bfloat16,
+    torch.float16: gl.float16,
+    torch.float8_e4m3fn: gl.float8e4nv,
+}
+
 
 @gluon.jit
 def copy_block(desc, place, full, target):
     """Copy the block at ``place`` to shared memory and arrive at ``full`` when it is
     there."""
-    mbarrier.expect(full, target.shape[2] * target.shape[3] * 2)
+    mbarrier.expect(full, target.numel * target.dtype.itemsize)
     tma.async_copy_global_to_shared(desc, place, full, target)
 
 
@@ -94,8 +110,8 @@ def produce(
 
 @gluon.jit
 def matrix(smem):
-    """Return shared memory ``[1, 1, T, D]`` as ``[T, D]``."""
-    return smem.reshape([smem.shape[2], smem.shape[3]])
+    """Return the rows of shared memory ``[..., D]`` as ``[rows, D]``."""
+    return smem.reshape([smem.numel // smem.shape[-1], smem.shape[-1]])
 
 
 @gluon.jit
@@ -295,12 +311,11 @@ def attention_kernel(
     )
 
 
-def descriptor(x: Tensor) -> TensorDescriptor:
-    """Describe blocks of 128 tokens of ``x [B, H, tokens, D]`` for TMA; tokens beyond
-    the last one are zero."""
-    block = [1, 1, TOKENS, x.shape[3]]
-    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[x.dtype]
-    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+def descriptor(x: Tensor, block: Sequence[int] = ()) -> TensorDescriptor:
+    """Describe blocks of ``x`` for TMA, those of 128 tokens of ``[B, H, tokens, D]`` if
+    ``block`` is omitted; what lies beyond the end is zero."""
+    block = list(block) or [1, 1, TOKENS, x.shape[3]]
+    layout = gl.NVMMASharedLayout.get_default_for(block, DTYPES[x.dtype])
     return TensorDescriptor.from_tensor(x, block, layout)
 
 

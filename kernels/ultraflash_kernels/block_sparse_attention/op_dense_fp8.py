@@ -63,6 +63,7 @@ def _check(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows) -> None:
     shape = list(k.values.shape)
     expected = {"q": [*shape[:2], *q.values.shape[2:3], *shape[3:]], "k": shape}
     expected["v"] = [*shape[:2], *reversed(shape[2:])]
+
     for name, rows in {"q": q, "k": k, "v": v}.items():
         one_each = list(rows.values.shape)
         if len(one_each) == 4:
