@@ -196,10 +196,19 @@ def summed(norm: str) -> None:
 
 
 def normed() -> None:
-    """Launch the norm of cross-attention's queries of a group of the 2K stage."""
+    """Launch the norm of the tokens of a group of the 2K stage."""
     from ultraflash_kernels.rms_norm import kernel
 
     kernel.norm(on_meta(1, 92160, 1536), on_meta(1536), 1e-6)
+
+
+def to_text(tokens: int, keys: int, *, small: bool = False) -> None:
+    """Launch attention of so many tokens to a prompt, to 8 bits if ``small``."""
+    from ultraflash_kernels.text_attention import kernel
+
+    kv = on_meta(1, 12, keys, 128)
+    given = (on_meta(1, tokens, 1536), on_meta(1536), kv, kv, on_meta(keys, dtype=torch.float32), 1e-6)
+    _ = kernel.forward_fp8(*given) if small else kernel.forward(*given)
 
 
 def turned() -> None:
@@ -316,6 +325,10 @@ CASES: dict[str, Callable[[], None]] = {
     "rms_norm_rope_means, bf16, 12 heads of 128": turned_blocks,
     "rms_norm_rope_means_fp8, bf16, 12 heads of 128": lambda: turned_blocks(small=True),
     "rms_norm_rope_fp8, bf16, 12 heads of 128": turned_tokens,
+    "text_attention, bf16, 128 keys": lambda: to_text(84240, 128),
+    "text_attention, bf16, 512 keys": lambda: to_text(84240, 512),
+    "text_attention, bf16, a chunk of the generator, 128 keys": lambda: to_text(4680, 128),
+    "text_attention_fp8, bf16, 128 keys": lambda: to_text(84240, 128, small=True),
     "frames_to_yuv, fp16 planes to 8 bits": lambda: converted(torch.float16, 8, last=False),
     "frames_to_yuv, fp16 channels last to 8 bits": lambda: converted(torch.float16, 8, last=True),
     "frames_to_yuv, fp32 planes to 10 bits": lambda: converted(torch.float32, 10, last=False),
@@ -339,6 +352,7 @@ EIGHT_BITS = (
     "residual_norm_fp8",
     "rms_norm_rope_fp8",
     "rms_norm_rope_means_fp8",
+    "text_attention_fp8",
 )
 """Prefixes of the names of kernels that read or write float8_e4m3fn, which targets
 before 89 do not support."""

@@ -349,7 +349,8 @@ class FrameStream:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        from ultraflash_cli.engine.stage import state_from_tensors
+        from ultraflash_cli.engine.layers.context import with_context
+        from ultraflash_cli.engine.stage import state_from_tensors, state_leaves
 
         try:
             told = _metadata(state)
@@ -363,7 +364,8 @@ class FrameStream:
         self.frames_in, self.frames_out = told["frames_in"], told["frames_out"]
         self._scene = told["scene"]
         self._form = None if told["form"] is None else Form(*told["form"])
-        self._state = state_from_tensors(self._fresh(), tensors)
+        fresh = self._fresh()
+        self._state = state_from_tensors(fresh, with_context(tensors, state_leaves(fresh)))
         self._waiting = []
         if (waiting := tensors.get("waiting")) is not None:
             frames = waiting.numpy()

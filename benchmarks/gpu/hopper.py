@@ -24,7 +24,7 @@ REPEATS = 50
 """Calls whose results must be equal bit for bit: tasks that do not wait for each other
 differ from time to time."""
 HEADS, CHUNK, KEYS = 12, 4680, (512, 4680, 9360, 18720)
-"""The generator's heads, queries of a chunk, and keys: those of the text, and of one to
+"""The generator's heads, queries of a chunk, and keys: 512, and those of one to
 four chunks."""
 
 

@@ -113,13 +113,13 @@ def facts(here: Here) -> dict[str, Any]:
 def correct(here: Here) -> dict[str, Any]:
     """Compare every kernel at published sizes and in real layouts with its definition:
     relative errors."""
+    from benchmarks.gpu.text import compared
     from ultraflash_cli.engine.layers.rope import rotation_tables
     from ultraflash_kernels.adaln_modulate import adaln_modulate, gated_residual, residual_norm
     from ultraflash_kernels.block_lists import BlockRule
     from ultraflash_kernels.block_sparse_attention import block_list_attention, block_list_attention_fp8
     from ultraflash_kernels.block_topk import block_means, choose_blocks
     from ultraflash_kernels.fp8_linear import quantise_rows
-    from ultraflash_kernels.rms_norm import rms_norm
     from ultraflash_kernels.rms_norm_rope import rms_norm_rope_means, rms_norm_rope_means_fp8
 
     torch.backends.cudnn.allow_tf32 = False
@@ -153,7 +153,7 @@ def correct(here: Here) -> dict[str, Any]:
         return _off(x[0].clone().addmm_(y[0], square.t()), expected)
 
     here.tried(found, "sum inside a product", added)
-    here.tried(found, "rms_norm", lambda: _off(*both(lambda i: rms_norm(x, weight[0], impl=i))))
+    found |= compared(here, tokens=tokens, heads=heads, head=head)
     tables = rotation_tables(head, first_frame=7, frames=size[0], rows=size[1], cols=size[2], device=here.device)
 
     def turned(impl: Impl) -> Any:

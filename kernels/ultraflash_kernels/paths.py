@@ -19,6 +19,7 @@ _TRITON = (
     "frames_to_yuv",
     "rms_norm",
     "rms_norm_rope",
+    "text_attention",
 )
 
 

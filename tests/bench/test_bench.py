@@ -192,6 +192,15 @@ def test_what_a_library_fuses_into_matmuls_and_convolutions_on_a_gpu_is_counted(
         assert so_far() == 2 * 3 * 40 * 48 * 96 + 2 * 2 * 9 * 11 * 24 * 16 * 3 * 3
 
 
+def test_attention_to_a_prompt_is_counted() -> None:
+    q, k = (torch.empty(shape, device="meta") for shape in ((2, 40, 64), (2, 4, 24, 16)))
+    with counting_flops() as so_far:
+        torch.ops.ultraflash.text_attention(q, q[0, 0], k, k, None, 1e-6)
+        assert so_far() == 2 * 2 * 2 * 40 * 24 * 64
+        torch.ops.ultraflash.text_attention_fp8(q, q[0, 0], k, k, None, 1e-6)
+        assert so_far() == 2 * 2 * 2 * 2 * 40 * 24 * 64
+
+
 def test_dense_attention_in_8_bits_is_counted() -> None:
     q, k = (torch.empty(1, 2, n, 32, dtype=torch.float8_e4m3fn, device="meta") for n in (64, 96))
     scales = [torch.empty(1, 2, n, 1, device="meta") for n in (64, 96)]

@@ -43,6 +43,8 @@ LAUNCHES = (
     ("rms_norm.kernel", "norm"),
     ("rms_norm_rope.kernel", "forward"),
     ("rms_norm_rope.kernel_blocks", "forward"),
+    ("text_attention.kernel", "forward"),
+    ("text_attention.kernel", "forward_fp8"),
 )
 """The functions that launch kernels."""
 
@@ -143,8 +145,9 @@ def test_the_sr_transformer_by_kernels_equals_the_one_by_pytorch(request: pytest
         "adaln_modulate.residual_norm": 3,
         "block_sparse_attention.forward": 3,
         "block_topk.choose_blocks": 3,
-        "rms_norm.norm": 3 + 1,
+        "rms_norm.norm": 1,
         "rms_norm_rope.kernel_blocks.forward": 3,
+        "text_attention.forward": 3,
     } | ({} if paired else {"block_topk.block_means": 2})
 
 
@@ -172,8 +175,9 @@ def test_the_generator_by_kernels_equals_the_one_by_pytorch(request: pytest.Fixt
         "adaln_modulate.gate": runs,
         "adaln_modulate.modulate": 2 * runs,
         "adaln_modulate.residual_norm": runs,
-        "rms_norm.norm": runs + 1,
+        "rms_norm.norm": 1,
         "rms_norm_rope.forward": runs,
+        "text_attention.forward": runs,
     }
 
 
@@ -217,7 +221,8 @@ def test_8_bits_stay_near_and_run_by_kernels(request: pytest.FixtureRequest) -> 
     assert off(refined(stage, frames=6), by_pytorch) < 0.05
     assert launched["block_sparse_attention.kernel_fp8.forward"] == 2
     assert launched["adaln_modulate.modulate_fp8"] == 2 and launched["adaln_modulate.residual_norm"] == 4
-    assert launched["fp8_linear.quantise"] == 3 * 2, "inputs of o, cross-attention's o, the second of the ffn"
+    assert launched["fp8_linear.quantise"] == 2 * 2, "inputs of o and of the second layer of the ffn"
+    assert launched["text_attention.forward_fp8"] == 2 and "text_attention.forward" not in launched
     assert not {"adaln_modulate.modulate", "block_sparse_attention.forward"} & launched.keys()
 
 
@@ -294,13 +299,12 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
         with on_meta:
             state, clean = stage.step(state, SrDitInputs(noise, noise))
     assert clean.shape == noise.shape
-    wanted = {"choose_blocks": 2, "sketched_attention": 2}
+    wanted = {"choose_blocks": 2, "text_attention_fp8" if fp8 else "text_attention": 2}
     wanted |= {"rms_norm_rope_means_fp8" if fp8 else "rms_norm_rope_means": 2}
-    wanted |= {"rms_norm": 2}
     wanted |= {"block_list_attention_fp8" if fp8 else "block_list_attention": 2}
     if fp8:
         wanted |= {"gated_residual": 1, "residual_norm": 2 + 3, "adaln_modulate_fp8": 1}
-        wanted |= {"quantise_rows": 4, "quantise_gelu_rows": 2}
+        wanted |= {"quantise_rows": 2, "quantise_gelu_rows": 2}
     else:
         wanted |= {"adaln_modulate": 2 * 3, "linear_gelu": 2}
     assert +on_meta.ours == wanted
@@ -321,9 +325,9 @@ def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
         "adaln_modulate": (1 + 2) * runs,
         "residual_norm": 3 * runs,
         "gated_residual": runs,
-        "rms_norm": 2 * runs,
         "linear_gelu": 2 * runs,
-        "sketched_attention": 4 * runs,
+        "sketched_attention": 2 * runs,
+        "text_attention": 2 * runs,
     }
 
 

@@ -12,6 +12,7 @@ from ultraflash_cli.bench.streams import DrawnStream, Stream, UpscaledStream
 from ultraflash_cli.bench.timing import Prepared
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate
 from ultraflash_cli.engine.counts import CountingClock
+from ultraflash_cli.engine.layers.context import TYPICAL_TOKENS
 from ultraflash_cli.engine.plan import UpscalePlan, plan_upscale
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import GenerationPlan, latents_for, plan_generation
@@ -38,13 +39,14 @@ _PUBLISHED_LATENTS = 21
 
 
 def random_context(profile: Profile, device: torch.device) -> Tensor | None:
-    """Return a random embedding instead of a prompt's; None for a model without a text
-    path."""
+    """Return a random embedding of ``TYPICAL_TOKENS`` instead of a prompt's; None for a
+    model without a text path."""
     config = profile.sr_dit if profile.sr_dit and profile.sr_dit.text_len else profile.generator
     if config is None or not config.text_len:
         return None
     draw = torch.Generator(device).manual_seed(1)
-    return torch.randn((1, config.text_len, config.text_dim), generator=draw, device=device)
+    tokens = min(TYPICAL_TOKENS, config.text_len)
+    return torch.randn((1, tokens, config.text_dim), generator=draw, device=device)
 
 
 def generator_of(profile: Profile, *, long: bool) -> GeneratorConfig:

@@ -148,7 +148,7 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
         return "passes", rates.product
     if launch.op.startswith("dense_attention_fp8"):
         return "attention", rates.fp8_attention
-    if launch.op in ("scaled_dot_product_attention", "dense_attention"):
+    if launch.op in ("scaled_dot_product_attention", "dense_attention") or launch.op.startswith("text_attention"):
         return "attention", rates.attention
     if launch.op.startswith("block_list_attention"):
         return "attention", rates.fp8_sparse_attention if launch.op.endswith("fp8") else rates.sparse_attention

@@ -1,4 +1,5 @@
-"""Trace the GPU launches of a full-size group on meta tensors."""
+"""Trace the GPU launches of a full-size group on meta tensors, with a prompt of typical
+length."""
 
 import collections.abc
 import dataclasses
@@ -15,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ultraflash_cli.engine.cache_policy import ONE_FEWER, CacheManagement
+from ultraflash_cli.engine.layers.context import TYPICAL_TOKENS
+from ultraflash_cli.engine.layers.dit import DitConfig
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import ULTRAFLASH
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
@@ -150,6 +153,8 @@ class _Tracer(TorchDispatchMode):
             )
         if op.startswith("dense_attention"):
             return 4 * args[0].numel() * args[1].shape[2]
+        if op.startswith("text_attention"):
+            return 4 * args[0].numel() * args[2].shape[2]
         if op.startswith("block_list_attention"):
             query = args[0]
             return 4 * self._block_pairs * query.shape[3] ** 2 * query.shape[4]
@@ -197,6 +202,10 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def _prompt(config: DitConfig) -> Tensor:
+    return _empty(1, TYPICAL_TOKENS, config.text_dim)
+
+
 def _traced(run: Callable[[], object], block_pairs: int = 0) -> Counter[Launch]:
     with _Tracer(block_pairs) as tracer:
         run()
@@ -220,7 +229,7 @@ def _sr_dit(scale: int, *, fp8: bool = False) -> StageTrace:
         stage: SrDit = _meta(lambda: SrDit(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
         stage = stage.to_fp8() if fp8 else stage.fold_gates()
         stage.paired_caches = True
-        state = stage.init_state(batch=1, height=height, width=width)
+        state = stage.init_state(batch=1, height=height, width=width, context=_prompt(config))
         for _ in range(2):
             state, _ = stage.step(state, SrDitInputs(latents, latents))
         budget = stage.key_budget(config.group_latents, height, width)
@@ -244,7 +253,7 @@ def _generator(*, fp8: bool = False, managed: bool = False) -> StageTrace:
     def run(layers: int) -> Counter[Launch]:
         network: Generator = _meta(lambda: Generator(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
         stage = Sampler(network.to_fp8() if fp8 else network)
-        state = stage.init_state(batch=1, height=_HEIGHT, width=_WIDTH)
+        state = stage.init_state(batch=1, height=_HEIGHT, width=_WIDTH, context=_prompt(config))
         for _ in range(config.window // chunk + 1):
             state, _ = stage.step(state, inputs)
         return _traced(lambda: stage.step(state, inputs))

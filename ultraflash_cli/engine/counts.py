@@ -96,7 +96,7 @@ class _Traffic(TorchDispatchMode):
 
 def _formulas() -> dict[Any, Callable[..., int]]:
     """Return formulas for the operations that torch does not count itself."""
-    for name in ("block_sparse_attention", "linear_gelu", "memory_conv"):
+    for name in ("block_sparse_attention", "linear_gelu", "memory_conv", "text_attention"):
         import_module(f"ultraflash_kernels.{name}.op")  # registers the operation with torch
     # torch does not count its own attention on a CPU.
     return {
@@ -110,6 +110,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         torch.ops.ultraflash.fused_conv: _fused_conv_flops,
         torch.ops.ultraflash.linear_gelu: _linear_gelu_flops,
         torch.ops.ultraflash.memory_conv: _memory_conv_flops,
+        torch.ops.ultraflash.text_attention: _text_attention_flops,
+        torch.ops.ultraflash.text_attention_fp8: _text_attention_flops,
     }
 
 
@@ -141,6 +143,12 @@ def _attention_flops(
 
 def _dense_fp8_flops(
     query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    return 4 * query.numel() * key[2]
+
+
+def _text_attention_flops(
+    query: torch.Size, weight: torch.Size, key: torch.Size, *_: object, **__: object
 ) -> int:
     return 4 * query.numel() * key[2]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.flow_matching import FlowSchedule
 from ultraflash_cli.engine.graphs import EAGER, Graphs
-from ultraflash_cli.engine.layers.attention import ContextKv
+from ultraflash_cli.engine.layers.context import ContextKv
 from ultraflash_cli.engine.stage import Position
 from ultraflash_cli.engine.stages.generator import ChunkResult, Generator
 from ultraflash_cli.errors import ConfigError

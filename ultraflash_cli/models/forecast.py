@@ -15,6 +15,7 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.clock import wait_for
 from ultraflash_cli.engine.counts import counting_flops
 from ultraflash_cli.engine.footprint.networks import parameters
+from ultraflash_cli.engine.layers.context import TYPICAL_TOKENS
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner
@@ -259,5 +260,5 @@ def _bare(build: Callable[[], NetworkT]) -> NetworkT:
 def _context(profile: Profile) -> Tensor:
     config = profile.generator or profile.sr_dit
     assert config is not None, "a profile with words has a stage that reads them"
-    shape = (1, config.text_len, config.text_dim)
+    shape = (1, min(TYPICAL_TOKENS, config.text_len), config.text_dim)
     return torch.empty(shape, dtype=torch.bfloat16, device=_META)

@@ -187,9 +187,7 @@ class UpscaledFrames:
         return self._upscaler.held(state)
 
     def state_bytes(self, state: "UpscalerState") -> int:
-        from ultraflash_cli.engine.stage import state_bytes
-
-        return saving_bytes(state_bytes(state), self._upscaler.cascade.device.type)
+        return saving_bytes(_kept_bytes(state), self._upscaler.cascade.device.type)
 
     def save_state(self, state: "UpscalerState") -> "Snapshot":
         return self._snapshots.take(_tensors(state))
@@ -206,21 +204,35 @@ def saving_bytes(state_bytes: int, device: str) -> int:
     return state_bytes * (_GPU_WEIGHT if device.startswith("cuda") else 1)
 
 
+def _kept_bytes(state: object) -> int:
+    """Return the bytes of a state's tensors without contexts, which are not saved."""
+    from torch import Tensor
+
+    from ultraflash_cli.engine.layers.context import without_context
+    from ultraflash_cli.engine.stage import state_leaves
+
+    leaves = without_context(state_leaves(state)).values()
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def _tensors(state: object) -> "dict[str, Tensor]":
     """Return the leaves of a state on their devices."""
     from ultraflash_cli.engine.cache import without_spares
+    from ultraflash_cli.engine.layers.context import without_context
     from ultraflash_cli.engine.stage import as_tensor, state_leaves
 
-    leaves = without_spares(state_leaves(state)).items()
+    leaves = without_context(without_spares(state_leaves(state))).items()
     return {name: as_tensor(leaf) for name, leaf in leaves if leaf is not None}
 
 
 def _filled(fresh: "StateT", kept: "dict[str, Tensor]") -> "StateT":
     """Return a state structured like a fresh one, from the tensors of `_tensors`."""
     from ultraflash_cli.engine.cache import with_spares
+    from ultraflash_cli.engine.layers.context import with_context
     from ultraflash_cli.engine.stage import state_from_tensors, state_leaves
 
-    return state_from_tensors(fresh, with_spares(kept, state_leaves(fresh)))
+    leaves = state_leaves(fresh)
+    return state_from_tensors(fresh, with_context(with_spares(kept, leaves), leaves))
 
 
 class GeneratedFrames:
@@ -296,9 +308,7 @@ class GeneratedFrames:
         return counters
 
     def state_bytes(self, state: "TextToVideoState") -> int:
-        from ultraflash_cli.engine.stage import state_bytes
-
-        return saving_bytes(state_bytes(state), self._video.device.type)
+        return saving_bytes(_kept_bytes(state), self._video.device.type)
 
     def save_state(self, state: "TextToVideoState") -> "Snapshot":
         self._video.settle()

@@ -363,7 +363,7 @@ def _add_pictures(ledger: _Ledger, work: MemoryWork, plane: int) -> None:
 
 
 def saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
-    """Return the bytes of a saved state: rings, contexts and recurrent memories."""
+    """Return the bytes of a saved state: rings and recurrent memories."""
     sr_dit = settings.apply_to(work.sr_dit) if work.sr_dit else None
     shown = LATENT_PX * work.latents[0], LATENT_PX * work.latents[1]
     stages = (
@@ -384,7 +384,8 @@ def saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
     for part, config, size in stages:
         if config:
             dtype, fp8 = work.dtype_of(part), part == "sr_dit" and part in work.fp8_parts
-            saved += state_bytes(initial_state(config, dtype, work.batch, *size, fp8=fp8))
+            state = initial_state(config, dtype, work.batch, *size, fp8=fp8)
+            saved += state_bytes(state) - state_bytes(getattr(state, "context", ()))
     return saved + _ahead_bytes(work)
 
 

@@ -44,10 +44,14 @@ def initial_state(
     fp8: bool = False,
 ) -> Any:
     """Return a stage's state before the first frame, without storage; with ``fp8`` that
-    of an SR transformer in 8 bits."""
+    of an SR transformer in 8 bits. Prompts have the maximum length."""
     network: Any = _network(config, fp8=fp8).to(dtype)
     stage = Sampler(network) if isinstance(config, GeneratorConfig) else network
-    return stage.init_state(batch=batch, height=height, width=width)
+    given: dict[str, Any] = {}
+    if getattr(config, "text_len", 0):
+        shape = (1, config.text_len, config.text_dim)
+        given["context"] = torch.empty(shape, dtype=dtype, device="meta")
+    return stage.init_state(batch=batch, height=height, width=width, **given)
 
 
 def parameters(config: Any) -> int:

@@ -2,20 +2,20 @@
 cross-attention."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import WindowRing
+from ultraflash_cli.engine.layers.context import ContextKv
 from ultraflash_cli.engine.layers.dense_attention import dense_attention
 from ultraflash_cli.engine.layers.norm import RmsNorm
 from ultraflash_cli.engine.layers.residual import add_linear
-from ultraflash_kernels.fp8_linear import Fp8Rows
+from ultraflash_kernels.fp8_linear import Fp8Linear, Fp8Rows
 from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
+from ultraflash_kernels.text_attention import text_attention, text_attention_fp8
 
 __all__ = [
     "AttentionLayer",
-    "ContextKv",
     "CrossAttention",
     "WindowSelfAttention",
     "WindowSpan",
@@ -31,17 +31,13 @@ class AttentionLayer(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
 
-    def project_out(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+    def project_out(self, x: Tensor | Fp8Rows, into: Tensor | None = None) -> Tensor:
         """Project what the heads returned, ``[B, *tokens, width]``; if ``into`` is
         given, add to it by ``add_linear``."""
-        return self.o(x) if into is None else add_linear(into, x, self.o)
-
-
-class ContextKv(NamedTuple):
-    """Keys and values of the context, ``[B, heads, context tokens, D]``."""
-
-    k: Tensor
-    v: Tensor
+        if into is None:
+            return self.o(x)
+        assert isinstance(x, Tensor), "a layer in 8 bits does not add to the stream"
+        return add_linear(into, x, self.o)
 
 
 class CrossAttention(AttentionLayer):
@@ -58,9 +54,9 @@ class CrossAttention(AttentionLayer):
     ) -> Tensor:
         """Attend from ``x [B, *tokens, width]`` and return ``[B, tokens, width]``,
         without a mask, or ``into`` with the result added, see ``project_out``."""
-        q = self._split(self.norm_q(self.q(x).flatten(1, -2)))
-        out = dense_attention(q, context.k, context.v)
-        return self.project_out(out.transpose(1, 2).flatten(2), into)
+        q, norm = self.q(x).flatten(1, -2), self.norm_q
+        attend = text_attention_fp8 if isinstance(self.o, Fp8Linear) else text_attention
+        return self.project_out(attend(q, norm.weight, *context, eps=norm.eps), into)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -109,7 +105,11 @@ class WindowSelfAttention(AttentionLayer):
             ring, slots = ring.reserve(frames * tokens, **place)
             k_slot, v_slot = (slot.unflatten(2, (frames, tokens)) for slot in slots)
             out = (
-                q.new_empty(batch, self.heads, frames, tokens, width // self.heads),
+                # Heads of a token are adjacent: attention returns the layout of its
+                # queries, and the next layer reads tokens.
+                q.new_empty(batch, frames, tokens, self.heads, width // self.heads).permute(
+                    0, 3, 1, 2, 4
+                ),
                 k_slot,
                 v_slot,
             )

@@ -11,11 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.layers.attention import (
-    ContextKv,
-    CrossAttention,
-    WindowSelfAttention,
-)
+from ultraflash_cli.engine.layers.attention import CrossAttention, WindowSelfAttention
+from ultraflash_cli.engine.layers.context import ContextKv, Folding
 from ultraflash_cli.engine.layers.feed_forward import feed_forward
 from ultraflash_cli.engine.layers.modulation import Addend, sum_and_norm
 from ultraflash_cli.engine.layers.norm import LayerNorm
@@ -266,7 +263,7 @@ class Dit(nn.Module):
 
     def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
         """Return the context's keys and values for every layer, or none without a text
-        path; differentiable.
+        path; differentiable. Padding is folded where that saves keys.
 
         ``context [B or 1, tokens, text_dim]`` has at most ``text_len`` tokens; None is
         all zeros. Raises ConfigError for one that does not fit.
@@ -279,7 +276,7 @@ class Dit(nn.Module):
                 )
             return ()
         if context is None:
-            context = weight.new_zeros(1, sizes.text_len, sizes.text_dim)
+            context = weight.new_zeros(1, 0, sizes.text_dim)
         embedded = self.TAKES_EMBEDDED and context.shape[-1] == sizes.dim
         if (
             context.ndim != 3
@@ -290,12 +287,21 @@ class Dit(nn.Module):
             raise ConfigError(f"the context must be {expected}, got {list(context.shape)}")
 
         tokens = context.to(weight.device, weight.dtype)
-        tokens = F.pad(tokens, (0, 0, 0, sizes.text_len - context.shape[1]))
+        folding = Folding.of(context.shape[1], sizes.text_len)
+        rows = sizes.text_len if folding is None else folding.rows
+        tokens = F.pad(tokens, (0, 0, 0, rows - context.shape[1]))
         tokens = tokens if embedded else self.text_embedding(tokens)
         tokens = tokens.expand(batch, -1, -1)
-        return tuple(
+        projected = [
             block.cross_attn.project(tokens)
             for block in cast("list[DitBlock]", self.blocks)
+        ]
+        if folding is None:
+            return tuple(projected)
+        weights = folding.log_weights(tokens.device)
+        return tuple(
+            ContextKv(folding.fill_up(k), folding.fill_up(v), weights)
+            for k, v, _ in projected
         )
 
     def rotations(

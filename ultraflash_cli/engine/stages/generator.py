@@ -10,11 +10,8 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS, FlowSchedule, fewer_steps
-from ultraflash_cli.engine.layers.attention import (
-    ContextKv,
-    WindowSelfAttention,
-    WindowSpan,
-)
+from ultraflash_cli.engine.layers.attention import WindowSelfAttention, WindowSpan
+from ultraflash_cli.engine.layers.context import ContextKv
 from ultraflash_cli.engine.layers.dit import Dit, DitBlock, DitConfig, DitHead
 from ultraflash_cli.engine.layers.modulation import sinusoid
 from ultraflash_cli.engine.layers.moving_places import Course, MovingPlaces
@@ -195,7 +192,7 @@ class ChunkResult(NamedTuple):
 def _pooled(context: tuple[ContextKv, ...]) -> Tensor:
     """Return the vector ``[B, dim]`` of a prompt: the mean of the first block's
     values."""
-    return context[0].v.mean(dim=2).flatten(1)
+    return context[0].mean_value()
 
 
 class GeneratorHead(DitHead):

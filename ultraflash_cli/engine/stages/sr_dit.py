@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import KvRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS
-from ultraflash_cli.engine.layers.attention import ContextKv
+from ultraflash_cli.engine.layers.context import ContextKv
 from ultraflash_cli.engine.layers.dit import Dit, DitBlock, DitConfig, DitHead
 from ultraflash_cli.engine.layers.modulation import (
     float32_layers,
@@ -430,7 +430,7 @@ class SrDit(Dit):
         embedded = sinusoid(timestep, self.config.freq_dim)
         time = float32_layers(self.time_embedding, embedded)
         if self.text_pool is not None:
-            pooled = context[0].v.mean(dim=2).flatten(1)
+            pooled = context[0].mean_value()
             time = time + float32_layers(self.text_pool, pooled)
         return time, float32_layers(self.time_projection, time).unflatten(1, (6, -1))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cache import WindowRing
-from ultraflash_cli.engine.layers.attention import ContextKv
+from ultraflash_cli.engine.layers.context import ContextKv
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
