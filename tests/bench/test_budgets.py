@@ -89,6 +89,8 @@ def test_dense_attention_in_8_bits_has_a_rate_of_its_own() -> None:
     given = (q, k, k.mT, *scales, scales[1].mT, torch.bfloat16)
     launches = _traced(lambda: torch.ops.ultraflash.dense_attention_fp8(*given))
     roof = roof_of(StageTrace("x", 12, launches), parse_rates("fp8_attention=600"))
+    hopper = _traced(lambda: torch.ops.ultraflash.dense_attention_fp8_hopper(*given))
+    assert [launch.flops for launch in hopper] == [launch.flops for launch in launches]
     expected_ms = 4 * 12 * 4680 * 9360 * 128 / 600e9
     assert roof.parts_ms == pytest.approx({"products": 0, "attention": expected_ms, "convolutions": 0, "passes": 0})
 

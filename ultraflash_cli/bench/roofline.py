@@ -151,7 +151,7 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
     if launch.op in ("scaled_dot_product_attention", "dense_attention") or launch.op.startswith("text_attention"):
         return "attention", rates.attention
     if launch.op.startswith("block_list_attention"):
-        return "attention", rates.fp8_sparse_attention if launch.op.endswith("fp8") else rates.sparse_attention
+        return "attention", rates.fp8_sparse_attention if "fp8" in launch.op else rates.sparse_attention
     if launch.op in ("convolution", "fused_conv", "memory_conv"):
         by_width = {256: rates.wide_convolution, 128: rates.convolution}
         return "convolutions", by_width.get(launch.rows, rates.narrow_convolution)

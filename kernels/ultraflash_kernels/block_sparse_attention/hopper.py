@@ -15,14 +15,24 @@ from ultraflash_kernels import dispatch
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.token_order import blocks_of
 
-__all__ = ["HOPPER_WINS", "HopperUse", "fault", "is_chosen", "path", "refusal"]
+__all__ = [
+    "HOPPER_WINS",
+    "HopperUse",
+    "device_refusal",
+    "fault",
+    "is_chosen",
+    "off",
+    "path",
+    "refusal",
+    "works",
+]
 
 HopperUse = Literal["block lists", "dense"]
 
 HOPPER_WINS: frozenset[tuple[HopperUse, torch.dtype]] = frozenset()
-"""Uses and dtypes for which ``auto`` uses the kernel. Only measured wins over the
-Triton kernel, or over SDPA for dense attention, belong here, and nothing has been
-measured yet."""
+"""Uses and dtypes for which ``auto`` uses the kernel, float8_e4m3fn for the one in 8
+bits. Only measured wins over the Triton kernel, or over SDPA for dense attention in 16
+bits, belong here, and nothing has been measured yet."""
 
 CAPABILITY = (9, 0)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -36,6 +46,8 @@ CHECKS = 3
 MOST_OFF = 0.02
 """Allowed norm of the error of a token, relative to its norm; roundings to bfloat16
 amount to 0.005."""
+MOST_OFF_FP8 = 0.15
+"""The same in 8 bits, where both kernels round weights by up to a sixteenth."""
 CHECKED_SIZE = (6, 60, 60)
 """Frames, rows and columns of tokens in an example: 192 blocks of ``CHECKED_BLOCK``,
 more than a GPU computes at once."""
@@ -49,7 +61,7 @@ def is_chosen(use: HopperUse, q: Tensor, *others: Tensor) -> bool:
     return (
         (use, q.dtype) in HOPPER_WINS
         and refusal(q, *others) is None
-        and _works(use, q.device, q.dtype)
+        and works(use, q.device, q.dtype)
     )
 
 
@@ -110,7 +122,7 @@ def _finds_gluon() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _works(use: HopperUse, device: torch.device, dtype: torch.dtype) -> bool:
+def works(use: HopperUse, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the kernel has passed its check. A CUDA graph that is being
     recorded cannot wait for one; whatever it records has run before, with a check."""
     try:
@@ -133,19 +145,21 @@ def fault(use: HopperUse, device: torch.device, dtype: torch.dtype) -> str | Non
     if torch.cuda.is_current_stream_capturing():
         raise _RecordingError
     check = {"block lists": _lists_off, "dense": _dense_off}[use]
+    fp8 = dtype == torch.float8_e4m3fn
     found: str | None = None
     try:
         with torch.no_grad():
-            off = max(check(device, dtype, seed) for seed in range(CHECKS))
-        if not off <= MOST_OFF:
-            found = f"computes wrong results (a token is off by {off:.2g} of its norm)"
+            most = max(check(device, dtype, seed) for seed in range(CHECKS))
+        if not most <= (MOST_OFF_FP8 if fp8 else MOST_OFF):
+            found = f"computes wrong results (a token is off by {most:.2g} of its norm)"
     except Exception as error:  # compilers raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         found = f"fails ({reason})"
     if found is not None:
-        other = "the Triton kernel" if use == "block lists" else "SDPA"
+        other = "the Triton kernel" if fp8 or use == "block lists" else "SDPA"
         warnings.warn(
-            f"the attention kernel for Hopper {found}; {other} runs instead",
+            f"the attention kernel for Hopper{' in 8 bits' * fp8} {found}; {other} runs "
+            "instead",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -155,6 +169,10 @@ def fault(use: HopperUse, device: torch.device, dtype: torch.dtype) -> str | Non
 def _lists_off(device: torch.device, dtype: torch.dtype, seed: int) -> float:
     """Return the largest error with lists of all lengths, from a ring and the group,
     with and without padding."""
+    if dtype == torch.float8_e4m3fn:
+        from ultraflash_kernels.block_sparse_attention import hopper_fp8
+
+        return hopper_fp8.lists_off(device, seed)
     from ultraflash_kernels.block_sparse_attention import kernel, kernel_hopper
 
     random = torch.Generator(device).manual_seed(seed)
@@ -174,13 +192,17 @@ def _lists_off(device: torch.device, dtype: torch.dtype, seed: int) -> float:
     )
     given = (q, k, v, lists, *ring, fill)
     return max(
-        _off(kernel_hopper.forward(*given, grid), kernel.forward(*given, grid))
+        off(kernel_hopper.forward(*given, grid), kernel.forward(*given, grid))
         for grid in ((), (*CHECKED_SIZE, *CHECKED_BLOCK))
     )
 
 
 def _dense_off(device: torch.device, dtype: torch.dtype, seed: int) -> float:
     """Return the largest error with keys that fill no whole number of blocks."""
+    if dtype == torch.float8_e4m3fn:
+        from ultraflash_kernels.block_sparse_attention import hopper_fp8
+
+        return hopper_fp8.dense_off(device, seed)
     from ultraflash_kernels.block_sparse_attention import kernel_hopper
 
     random = torch.Generator(device).manual_seed(seed)
@@ -190,10 +212,10 @@ def _dense_off(device: torch.device, dtype: torch.dtype, seed: int) -> float:
     q, k, v = 4 * drawn[0, :, :, :tokens], drawn[1, :, :, :keys], drawn[2, :, :, :keys]
     # What follows the keys must not matter.
     drawn[1:, :, :, keys:] = torch.nan
-    return _off(kernel_hopper.dense(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    return off(kernel_hopper.dense(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
-def _off(got: Tensor, expected: Tensor) -> float:
+def off(got: Tensor, expected: Tensor) -> float:
     """Return the largest error of a token relative to its norm; infinite if there is
     none, as of NaN."""
     error = (got.float() - expected.float()).norm(dim=-1)
@@ -209,8 +231,11 @@ def path(device: torch.device) -> tuple[str, str | None]:
         return "Triton kernel", None
     if not HOPPER_WINS:
         return "Triton kernel, as the one for Hopper has not been measured", None
+    uses: set[str] = set()
     for use, dtype in sorted(HOPPER_WINS, key=str):
         if (found := fault(use, device, dtype)) is not None:
             return "Triton kernel", f"the one for Hopper {found}"
-    uses = sorted({use for use, _ in HOPPER_WINS})
-    return f"Gluon kernel for {' and '.join(uses)}, else Triton kernel and SDPA", None
+        uses.add(f"{use} in 8 bits" if dtype == torch.float8_e4m3fn else use)
+    *most, last = sorted(uses)
+    listed = f"{', '.join(most)} and {last}" if most else last
+    return f"Gluon kernel for {listed}, else Triton kernel and SDPA", None

@@ -8,12 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
+from ultraflash_kernels.block_sparse_attention import hopper_fp8
 from ultraflash_kernels.block_sparse_attention.op import WIDEST, AttentionImpl
-from ultraflash_kernels.dispatch import (
-    KERNEL_DTYPES,
-    KernelUnsupportedError,
-    chooses_triton,
-)
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, chooses_triton
 from ultraflash_kernels.fp8_linear import Fp8Rows, e4m3_refusal
 
 __all__ = ["dense_attention_fp8"]
@@ -48,11 +45,13 @@ def dense_attention_fp8(
     given = (q.values, k.values, v.values, q.scales, k.scales, v.scales)
     refusal = _refusal(q, k, v, dtype)
     if impl == "hopper":
-        raise KernelUnsupportedError(
-            "dense_attention_fp8: the kernel for Hopper does not compute in 8 bits."
-        )
+        refusal = refusal or hopper_fp8.refusal(q, k, v)
+    by_kernel = "triton" if impl == "hopper" else impl
     with torch.no_grad():
-        if chooses_triton("dense_attention_fp8", impl, *given, refusal=refusal):
+        if chooses_triton("dense_attention_fp8", by_kernel, *given, refusal=refusal):
+            chosen = impl == "auto" and hopper_fp8.is_chosen("dense", q, k, v)
+            if impl == "hopper" or chosen:
+                return _dense_attention_fp8_hopper(*given, dtype)
             return _dense_attention_fp8(*given, dtype)
         wide = (q.wide(dtype), k.wide(dtype), v.wide(dtype).mT)
         return F.scaled_dot_product_attention(*wide)
@@ -133,3 +132,6 @@ def _shape(
 
 
 _dense_attention_fp8 = _registered("dense_attention_fp8", "kernel_fp8_dense", "forward")
+_dense_attention_fp8_hopper = _registered(
+    "dense_attention_fp8_hopper", "kernel_hopper_fp8", "dense"
+)

@@ -1,19 +1,21 @@
 """Softmax attention over listed blocks in 8-bit floating point."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from ultraflash_kernels.block_lists import BlockLists
-from ultraflash_kernels.block_sparse_attention import reference
+from ultraflash_kernels.block_sparse_attention import hopper_fp8, reference
 from ultraflash_kernels.block_sparse_attention.op import (
     WIDEST,
+    AttentionImpl,
     check_lists,
     without_padding,
 )
-from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, chooses_triton
 from ultraflash_kernels.fp8_linear import Fp8Rows, e4m3_refusal
 from ultraflash_kernels.token_order import tokens_of
 
@@ -31,7 +33,7 @@ def block_list_attention_fp8(
     size: tuple[int, int, int] | None = None,
     block: tuple[int, int, int] | None = None,
     dtype: torch.dtype = torch.bfloat16,
-    impl: Impl = "auto",
+    impl: AttentionImpl = "auto",
 ) -> Tensor:
     """Like ``block_list_attention``, but from queries, keys and values in 8 bits, each
     token of each head with its own scale; the result has ``dtype``.
@@ -41,8 +43,8 @@ def block_list_attention_fp8(
     and values of ``ring``. The kernel multiplies the 8-bit numbers, also rounds the
     weights of values to 8 bits, and sums in float32; the reference computes in
     ``dtype`` with the numbers that the rows represent. Inference only. Raises
-    ValueError for invalid shapes, KernelUnsupportedError for ``impl="triton"`` if the
-    kernel cannot run.
+    ValueError for invalid shapes, KernelUnsupportedError for ``impl="triton"`` or
+    ``"hopper"`` if the kernel cannot run.
     """
     rows = (q, k, v, *(ring or ()))
     _check_rows(*rows)
@@ -51,8 +53,12 @@ def block_list_attention_fp8(
     parts = [x for each in rows for x in each]
     tensors = [*parts, lists.starts, lists.blocks, lists.order]
     refusal = _refusal(q, k, v, ring, dtype)
+    read = rows if fill else (q, k, v)
+    if impl == "hopper":
+        refusal = refusal or hopper_fp8.refusal(*read)
+    by_kernel, name = "triton" if impl == "hopper" else impl, "block_list_attention_fp8"
     with torch.no_grad():
-        if not chooses_triton("block_list_attention_fp8", impl, *tensors, refusal=refusal):
+        if not chooses_triton(name, by_kernel, *tensors, refusal=refusal):
             wide_q, wide_k, wide_v = q.wide(dtype), k.wide(dtype), v.wide(dtype).mT
             old_k = old_v = None
             if ring is not None:
@@ -69,7 +75,9 @@ def block_list_attention_fp8(
         chosen = (lists.starts, lists.blocks, lists.order)
         old = [x for each in ring or () for x in each]
         scales = (q.scales, k.scales, v.scales)
-        return _attend(
+        hopper = impl == "auto" and hopper_fp8.is_chosen("block lists", *read)
+        attend = _attend_hopper if hopper or impl == "hopper" else _attend
+        return attend(
             q.values, k.values, v.values, *chosen, *scales, old, fill, grid, dtype
         )
 
@@ -125,32 +133,37 @@ def _blocks_apart(x: Tensor) -> int | None:
     return x.stride(1) // values
 
 
-@custom_op("ultraflash::block_list_attention_fp8", mutates_args=())
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor,
-    blocks: Tensor,
-    order: Tensor,
-    q_scales: Tensor,
-    k_scales: Tensor,
-    v_scales: Tensor,
-    ring: Sequence[Tensor],
-    fill: int,
-    grid: Sequence[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    from ultraflash_kernels.block_sparse_attention import kernel_fp8
+def _registered(name: str, module: str) -> Callable[..., Tensor]:
+    """Return the operator that runs a module's kernel, which imports Triton."""
 
-    samples, heads, rows = q.shape[:3]
-    lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
-    new = (Fp8Rows(k, k_scales), Fp8Rows(v, v_scales))
-    old = (Fp8Rows(ring[0], ring[1]), Fp8Rows(ring[2], ring[3])) if ring else None
-    return kernel_fp8.forward(Fp8Rows(q, q_scales), *new, lists, old, fill, grid, dtype)
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts: Tensor,
+        blocks: Tensor,
+        order: Tensor,
+        q_scales: Tensor,
+        k_scales: Tensor,
+        v_scales: Tensor,
+        ring: Sequence[Tensor],
+        fill: int,
+        grid: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        kernel = import_module(f"ultraflash_kernels.block_sparse_attention.{module}")
+        samples, heads, rows = q.shape[:3]
+        shape = (samples, heads, rows, fill + k.shape[2])
+        lists = BlockLists(starts, blocks, order, shape)
+        new = (Fp8Rows(k, k_scales), Fp8Rows(v, v_scales))
+        old = (Fp8Rows(ring[0], ring[1]), Fp8Rows(ring[2], ring[3])) if ring else None
+        return kernel.forward(Fp8Rows(q, q_scales), *new, lists, old, fill, grid, dtype)
+
+    operator = custom_op(f"ultraflash::{name}", attend, mutates_args=())
+    operator.register_fake(_shape)
+    return operator
 
 
-@_attend.register_fake
 def _shape(
     q: Tensor,
     k: Tensor,
@@ -171,3 +184,7 @@ def _shape(
         rows, tokens = 1, tokens_of(grid[:3])
     out = q.new_empty((samples, rows, tokens, heads, width), dtype=dtype)
     return out.permute(0, 3, 1, 2, 4)
+
+
+_attend = _registered("block_list_attention_fp8", "kernel_fp8")
+_attend_hopper = _registered("block_list_attention_fp8_hopper", "kernel_hopper_fp8")

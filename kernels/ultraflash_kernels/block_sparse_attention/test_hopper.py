@@ -1,5 +1,5 @@
-"""The attention kernel for Hopper on the GPU that it is for; everywhere else its source
-runs in an emulator (``tests/kernels/test_kernel_hopper.py``)."""
+"""The attention kernels for Hopper on the GPU that they are for; everywhere else their
+source runs in an emulator (``tests/kernels/test_kernel_hopper.py``)."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from ultraflash_kernels.block_sparse_attention import dense_attention, hopper
 
 gpu = torch.device("cuda")
 for use in ("block lists", "dense"):
-    for dtype in hopper.DTYPES:
+    for dtype in (*hopper.DTYPES, torch.float8_e4m3fn):
         assert (fault := hopper.fault(use, gpu, dtype)) is None, f"{use}, {dtype}: {fault}"
 q, k, v = torch.randn(3, 1, 12, 1000, 128, device=gpu).bfloat16()
 first = dense_attention(q, k, v, impl="hopper")
