@@ -203,7 +203,7 @@ def _probe(memory: Schema, forecast: Schema) -> Schema:
             "bit_depth": number,
             "interlaced": {"type": "boolean"},
             "found": found,
-            "average_rate": text,
+            "average_rate": {"description": "Null for a photo, as is its duration.", "type": ["string", "null"]},
             "time_base": text,
             "duration_s": {"type": ["number", "null"]},
             "frames_estimate": {"type": ["integer", "null"]},

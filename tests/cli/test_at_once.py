@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,37 @@ def test_both_fields_of_a_photo_are_two_images(tmp_path: Path, capsys: pytest.Ca
         assert main([*command, *output]) == 0
     made = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*.png"))
     assert made == ["a_2x/00001.png", "a_2x/00002.png", "out/1.png", "out/2.png"]
+
+
+def test_a_photo_has_neither_frame_rate_nor_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(moving_picture(0, width=64, height=48)).save(tmp_path / "a.png")
+    assert main(["probe", str(tmp_path / "a.png"), "--res", "2x"]) == 0
+    shown = capsys.readouterr().out
+    assert "length      a photo\n" in shown and "frame rate" not in shown
+    assert main(["probe", str(tmp_path / "a.png"), "--res", "2x", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["average_rate"] is found["duration_s"] is None and found["frames_estimate"] == 1
+
+
+def test_only_a_requested_size_beyond_x3_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_clip(tmp_path / "a.mkv", frames=2, width=64, height=48, audio=False)
+    command = ["upscale", str(source), "--dry-run", "--json"]
+    for options, warned in (([], False), (["--res", "3x"], False), (["--res", "4x"], True)):
+        assert main([*command, *options]) == 0
+        assert ("beyond x3" in capsys.readouterr().out) == warned
+
+
+def test_compare_names_the_ffmpeg_that_it_lacks_before_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.mp4").write_text("no film")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    assert main(["compare", str(tmp_path / "a.mp4"), str(tmp_path / "a.mp4")]) == 2
+    assert "error: measuring needs the ffmpeg of the Python package imageio-ffmpeg; run pip" in capsys.readouterr().err
+
+
+def test_sizes_that_only_the_hub_knows_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "list"]) == 0
+    shown = capsys.readouterr()
+    assert "  size on pull  " in shown.out and "unknown" not in shown.out
+    assert "size on pull: only the hub knows it; `weights pull` shows it" in shown.err

@@ -136,6 +136,24 @@ assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert said.returncode == 0, said.stderr
 
 
+def test_what_is_mistyped_is_refused_without_loading_torch(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mkv", frames=2, audio=False)
+    script = """
+import sys
+from ultraflash_cli.main import main
+for arguments in (
+    "upscale nope.mkv", "upscale a.mkv --res 9", "upscale a.mkv -o a.mkv", "upscale a.mkv --dry-run -o a.mkv",
+    "generate boat --init-clip nope.mkv", "compare nope.mkv a.mkv", "probe nope.mkv", "explain nope.mkv",
+    "weights verify nope", "bench nope", "plan nope.mkv -o out --work-dir work", "worker nope", "join nope",
+):
+    assert main(arguments.replace("a.mkv", sys.argv[1]).split()) not in (0, 1), arguments
+    assert "torch" not in sys.modules, arguments
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "a.mkv")]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+
+
 def test_a_reader_of_stdout_that_leaves_early_is_no_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)

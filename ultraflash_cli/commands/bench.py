@@ -80,6 +80,17 @@ def bench(
     timings stay valid, pictures do not.
     """
     from ultraflash_cli.bench.cases import KINDS, RES, BenchCase, parse_size
+
+    if rates is not None and not roofline:
+        raise UsageError("--rates needs --roofline")
+    for word in what or ():
+        if word not in KINDS:
+            raise UsageError(f"unknown benchmark {word!r}; choose from {', '.join(KINDS)}")
+    names = [name.strip().lower() for name in res.split(",")]
+    if not set(names) <= RES.keys():
+        raise UsageError(f"--res must be a comma-separated list of {', '.join(RES)}, got {res!r}")
+
+    # Imported late, since these import torch.
     from ultraflash_cli.bench.kernels import OTHERS, measure_kernels
     from ultraflash_cli.bench.models import prepare
     from ultraflash_cli.bench.report import kernel_lines
@@ -91,11 +102,6 @@ def bench(
 
     if roofline:
         return _estimate(console, rates, json=json)
-    if rates is not None:
-        raise UsageError("--rates needs --roofline")
-    for word in what or ():
-        if word not in KINDS:
-            raise UsageError(f"unknown benchmark {word!r}; choose from {', '.join(KINDS)}")
     devices = choose_devices(options.device)
     on_gpu = devices[0].type == "cuda"
     profile = find_profile(("ultraflash" if on_gpu else "lite") if options.model == "auto" else options.model)
@@ -104,9 +110,6 @@ def bench(
         raise UsageError(f"--device {options.device}: only `bench generate` uses two devices; name one")
     if "generate" in kinds and profile.generator is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
-    names = [name.strip().lower() for name in res.split(",")]
-    if not set(names) <= RES.keys():
-        raise UsageError(f"--res must be a comma-separated list of {', '.join(RES)}, got {res!r}")
     scales = [scale] if scale is not None else [RES[name] for name in names]
     height_px, width_px = profile.base_size
     if size is not None:

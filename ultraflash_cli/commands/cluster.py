@@ -79,13 +79,16 @@ def worker(
     """
     from ultraflash_cli.jobs.cluster.presence import present_in
     from ultraflash_cli.jobs.cluster.units import read_plan
-    from ultraflash_cli.jobs.cluster.worker import Worker, share_of
     from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
     if any_unit and index is not None:
         raise UsageError("--any and --index exclude each other; choose one")
     read_device(device)
     found = read_plan(folder)
+
+    # Imported late, since this imports torch.
+    from ultraflash_cli.jobs.cluster.worker import Worker, share_of
+
     units = share_of(found.units, index=index, of=of)
     failed: list[UnitOutcome] = []
     stopping = stopping_on_signals(on_first=console.acknowledge_stop, on_second=console.leave_at_once)
@@ -116,12 +119,15 @@ def join(console: Console, folder: WorkDirArgument, json: JsonOption = False) ->
     are listed: `ultraflash worker` finishes the former, and running `ultraflash plan`
     again allows another attempt at the latter.
     """
-    from ultraflash_cli.jobs.cluster.join import join_units
     from ultraflash_cli.jobs.cluster.presence import present_in
     from ultraflash_cli.jobs.cluster.units import read_plan
     from ultraflash_cli.jobs.running.stop import stopping_on_signals
 
     found = read_plan(folder)
+
+    # Imported late, since this imports torch.
+    from ultraflash_cli.jobs.cluster.join import join_units
+
     stopping = stopping_on_signals(on_first=console.acknowledge_stop, on_second=console.leave_at_once)
     with stopping as stop, present_in(folder):
         outcomes = join_units(found, console.on_event, stop=stop, store=console.settings.home)

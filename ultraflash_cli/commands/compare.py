@@ -32,13 +32,14 @@ def compare(
     show how far it departs from the source. Scores of different VMAF models are not comparable.
     """
     from ultraflash_cli.jobs.compare import CompareJob, about_timestamps, run
-    from ultraflash_cli.metrics.comparison import COMPARED
 
     job = CompareJob(reference=reference, output=output, html=html, overwrite=overwrite, threads=threads)
     report = run(job, console.info)
     if json:
         console.data(asdict(report))
         return
+    from ultraflash_cli.metrics.comparison import COMPARED
+
     length = "one frame" if report.frames == 1 else f"{report.frames} frames"
     console.text(f"{report.output} against its {report.mode}, {length} at {report.width}x{report.height}")
     for name, mean in report.means.items():

@@ -164,12 +164,12 @@ def _table(rows: Sequence[_Row]) -> list[str]:
 
 
 def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
-    from ultraflash_cli.jobs.running.forecast import describe_forecast
-    from ultraflash_cli.models.memory import describe_memory
-
     if json:
         console.data(outcome.as_json())
     elif outcome.plan is not None:
+        from ultraflash_cli.jobs.running.forecast import describe_forecast
+        from ultraflash_cli.models.memory import describe_memory
+
         if isinstance(outcome.plan, GenerationPlanned):
             console.notice(outcome.plan.notice)
         for line in describe(outcome.plan):

@@ -27,6 +27,7 @@ def probe(
     json: JsonOption = False,
 ) -> None:
     """Show the contents of a file and how `upscale` would process it."""
+    from ultraflash_cli.jobs.planning.inputs import is_photo
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
     from ultraflash_cli.jobs.running.prepare import foreseen, prepare
 
@@ -49,6 +50,7 @@ def probe(
     from ultraflash_cli.video.description import describe_clip
     from ultraflash_cli.video.mending import Mending, about_scan, mended
 
+    photo = is_photo(prepared.info)
     models = Models(times_short=True)
     info, plan = prepared.info, Upscaling(prepared, models.upscaler).planned()
     device, profile = choose_device("auto"), find_profile(prepared.model)
@@ -79,9 +81,9 @@ def probe(
         "bit_depth": info.bit_depth,
         "interlaced": info.interlaced,
         "found": found.facts() if measure else about_scan(info),
-        "average_rate": str(info.average_rate),
+        "average_rate": None if photo else str(info.average_rate),
         "time_base": str(info.time_base),
-        "duration_s": info.duration_s,
+        "duration_s": None if photo else info.duration_s,
         "frames_estimate": info.frame_count_estimate,
         "color": asdict(info.color),
         "streams": [each.describe() for each in info.streams],
@@ -93,7 +95,7 @@ def probe(
             {"file": str(file), **about, "plan": asdict(plan), "memory": needs, **foretold, "warnings": warnings}
         )
         return
-    for name, words in (*describe_clip(info), *found.describe()):
+    for name, words in (*describe_clip(info, photo=photo), *found.describe()):
         console.text(f"{name:10}  {words}")
     lines = describe(plan)
     lines += describe_memory(memory) if memory is not None else []

@@ -144,8 +144,8 @@ def upscale(
     if is_batch and output is not None and not is_folder and names_a_file(output):
         raise UsageError(f"{output} is a file name; several inputs need an output folder")
     console.data_on_err = is_stdout(output)
-    if is_batch and not keep_going and (missing := missing_inputs(inputs, asks_output=output is None)):
-        for each in missing if json else ():
+    if (is_batch or crew) and not keep_going and (missing := missing_inputs(inputs, asks_output=output is None)):
+        for each in missing if json and is_batch else ():
             console.data(Outcome(source=each.source, label=each.source, failure=each).as_json())
         raise missing[0]
 

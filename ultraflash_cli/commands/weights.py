@@ -51,6 +51,8 @@ def list_weights(console: Console, json: JsonOption = False) -> None:
     if not json:
         for each in catalogue.sets.values():
             console.text(f"{each.name + ' (set)':38}  {each.about}")
+        if any(entry.bytes is None for entry in catalogue.entries.values()):
+            console.info("size on pull: only the hub knows it; `weights pull` shows it before it asks")
 
 
 @app.command("pull", cls=HeadedCommand)
@@ -115,11 +117,14 @@ def verify_weights(
     """Check weights against their hashes, and for NaN or infinite values."""
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.jobs.weights.pull import open_store
-    from ultraflash_cli.weights.load import read_tensors
-    from ultraflash_cli.weights.verify import verify
 
     catalogue, store = read_catalogue(), open_store(console.settings)
     chosen = {entry.name: entry for name in names or [] for entry in catalogue.choose(name)}
+
+    # Imported late, since this imports torch.
+    from ultraflash_cli.weights.load import read_tensors
+    from ultraflash_cli.weights.verify import verify
+
     if not names:
         chosen = {
             name: entry
@@ -282,6 +287,6 @@ def _show(console: Console, pulled: "Pulled", json: bool) -> None:
 
 def _megabytes(size: int | None) -> str:
     if size is None:
-        return "size unknown"
+        return "size on pull"
     small = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else small

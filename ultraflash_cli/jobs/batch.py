@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +80,20 @@ def run_batch(
 
     No output may replace one of the `sources`, and two of them with one output are the
     first outcome, before any work. Interrupted and unexpected errors are raised; all
-    other failures are outcomes. `build` replaces `Models` for loading the model.
+    other failures are outcomes. `build` replaces `Models` for loading the model. Torch
+    is imported once a job has passed its checks.
     """
-    from ultraflash_cli.jobs.running.loader import Models
-    from ultraflash_cli.jobs.running.run import run
 
-    models = Models()
+    @cache
+    def models() -> "Models":
+        from ultraflash_cli.jobs.running.loader import Models
+
+        return Models()
 
     def act(prepared: Prepared | PreparedGeneration) -> dict[str, Any]:
-        return {"report": run(_task_of(prepared, models, build), on_event, stop=stop)}
+        from ultraflash_cli.jobs.running.run import run
+
+        return {"report": run(_task_of(prepared, models(), build), on_event, stop=stop)}
 
     return _each(jobs, act, stop=stop, sources=sources, rest=_RESUMES)
 
@@ -98,13 +104,18 @@ def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Sequence[Path] = ())
     Nothing is written; the built-in model is loaded to time it on a small picture. An
     output that exists and is skipped has the report of a real run.
     """
-    from ultraflash_cli.jobs.running.loader import Models
-    from ultraflash_cli.jobs.running.run import run
 
-    models = Models(times_short=True)
-    forecaster = Forecaster(models)
+    @cache
+    def tools() -> "tuple[Models, Forecaster]":
+        from ultraflash_cli.jobs.running.loader import Models
+
+        models = Models(times_short=True)
+        return models, Forecaster(models)
 
     def act(prepared: Prepared | PreparedGeneration) -> dict[str, Any]:
+        from ultraflash_cli.jobs.running.run import run
+
+        models, forecaster = tools()
         task = _task_of(prepared, models, None)
         if prepared.exists:
             return {"report": run(task, lambda event: None, stop=stop)}
@@ -122,7 +133,7 @@ def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Sequence[Path] = ())
 def _task_of(
     prepared: Prepared | PreparedGeneration, models: "Models", build: Callable[[Any], Any] | None
 ) -> "Task[Any, Any, Any]":
-    """Return the task for a prepared job. This is where torch is first imported."""
+    """Return the task for a prepared job."""
     from ultraflash_cli.jobs.running.generate import Generation
     from ultraflash_cli.jobs.running.upscale import Upscaling
 

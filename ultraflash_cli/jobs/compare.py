@@ -88,11 +88,16 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
     if job.html is not None:
         check_page_place(job.html, (job.reference, job.output), overwrite=job.overwrite)
 
-    from ultraflash_cli.metrics.comparison import compare_clips
+    from ultraflash_cli.metrics.ffmpeg import ffmpeg_program
     from ultraflash_cli.video.probe import probe
 
+    ffmpeg_program()
     reference, output = probe(job.reference), probe(job.output)
     mode, size_wh = _mode(reference, output)
+
+    # Imported late, since this imports torch.
+    from ultraflash_cli.metrics.comparison import compare_clips
+
     crop_px = min(_CROP_PX, max(_SMALLEST_CROP_PX, min(size_wh) // 48 * 16), *size_wh)
     say(f"comparing {job.output.name} with its {mode} at {size_wh[0]}x{size_wh[1]}")
     coding = _coding(reference)

@@ -88,11 +88,15 @@ def paired(output: View, reference: View) -> str:
 
 
 def ffmpeg_program() -> str:
-    """Return the path of ffmpeg. Raises UsageError if its package is not installed."""
+    """Return the path of ffmpeg, whose filters and VMAF models depend on its build, so
+    that not any one serves. Raises UsageError if its package is not installed."""
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
     except ImportError as error:
-        raise UsageError("measuring needs ffmpeg; run pip install '.[eval]' in the source folder") from error
+        raise UsageError(
+            "measuring needs the ffmpeg of the Python package imageio-ffmpeg; run pip install '.[eval]' in the source "
+            "folder"
+        ) from error
     return get_ffmpeg_exe()
 
 

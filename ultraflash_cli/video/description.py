@@ -64,8 +64,9 @@ _SCANS = {
 }
 
 
-def describe_clip(info: ClipInfo) -> list[tuple[str, str]]:
-    """Return pairs of a property's name and value, in display order."""
+def describe_clip(info: ClipInfo, *, photo: bool = False) -> list[tuple[str, str]]:
+    """Return pairs of a property's name and value, in display order; a photo has no
+    frame rate."""
     rate = f"{float(info.average_rate):.6g}"
     size = f"{info.width_px}x{info.height_px}"
     if info.sample_aspect_ratio != 1:
@@ -79,9 +80,11 @@ def describe_clip(info: ClipInfo) -> list[tuple[str, str]]:
         ("size", size),
         ("colour", describe_color(info.color)),
         ("scan", _SCANS[info.scan]),
-        ("frame rate", f"{rate} per second, time base {info.time_base} s"),
-        ("length", _length(info)),
     ]
+    if photo:
+        lines.append(("length", "a photo"))
+    else:
+        lines += [("frame rate", f"{rate} per second, time base {info.time_base} s"), ("length", _length(info))]
     return lines + [("streams" if at == 0 else "", each.describe()) for at, each in enumerate(info.streams)]
 
 

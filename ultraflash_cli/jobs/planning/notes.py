@@ -45,10 +45,18 @@ def content_warnings(info: "ClipInfo", model: str, facts: ModelFacts) -> Iterato
 
 
 def plan_warnings(
-    info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", stretch: str | None, name: str
+    info: "ClipInfo",
+    spec: "EncodeSpec",
+    plan: UpscalePlan,
+    streams: "StreamPlan",
+    *,
+    stretch: str | None,
+    asked_res: bool,
+    name: str,
 ) -> tuple[str, ...]:
     """Return warnings about several video streams, stretching and dropped content;
-    ``stretch`` is the one about the target's shape."""
+    ``stretch`` is the one about the target's shape. With ``asked_res`` the target was
+    requested, so that another one can be."""
     from ultraflash_cli.video.encode import losses
 
     warnings = [f"{name}: {stretch}"] if stretch else []
@@ -57,7 +65,7 @@ def plan_warnings(
         others = ", ".join(stream.describe() for stream in info.other_videos)
         warnings.append(f"{name}: several video streams: upscaling {main.describe()}, not {others}")
     warnings += [f"{name}: {note}" for note in _page_notes(info)]
-    if plan.growth > 3:
+    if plan.growth > 3 and asked_res:
         warnings.append(f"{name}: beyond x3 the source is first enlarged by a filter; no sharper than x3")
     if streams.reason:
         warnings.append(f"{name}: {streams.reason}")

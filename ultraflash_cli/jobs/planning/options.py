@@ -389,8 +389,8 @@ class GenerationOptions(SharedOptions):
         Flag(
             names=("--seconds",),
             metavar="S",
-            help="Length in seconds (default: 81 frames, about 5 s). Longer clips with ultraflash need the "
-            "ultraflash-long weights.",
+            help="Length in seconds, rounded up to a multiple of 4 frames and one more, at 16 fps (1 s: 17 frames); by "
+            "default 81 frames, about 5 s. Longer clips with ultraflash need the ultraflash-long weights.",
             shows_default=False,
         ),
     ] = None

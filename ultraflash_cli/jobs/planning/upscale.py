@@ -269,7 +269,15 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
             *warnings,
             *link_notes(job.output),
             *(f"{info.path.name}: {note}" for note in reading.notes),
-            *plan_warnings(info, spec, plan, streams, stretch, output_label(output, job.stdout and job.stdout_name)),
+            *plan_warnings(
+                info,
+                spec,
+                plan,
+                streams,
+                stretch=stretch,
+                asked_res=job.res is not None,
+                name=output_label(output, job.stdout and job.stdout_name),
+            ),
             *(content_warnings(info, model, facts) if job.pipe is None and not exists else ()),
         ),
     )
