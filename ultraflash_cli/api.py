@@ -68,7 +68,7 @@ class _SharedOptions(TypedDict, total=False):
     crf: int | None
     pix_fmt: str
     enc_opt: Mapping[str, str]
-    device: str
+    device: str | None
     precision: str
     max_memory: str | None
     cuda_graphs: bool
@@ -169,7 +169,7 @@ def generate(
     from ultraflash_cli.jobs.running.generate import run_generation
 
     values = _values(options, GenerateOptions, "generate")
-    if values.get("init_clip") is not None:
+    if "init_clip" in values:
         values["init_clip"] = Path(values["init_clip"])
     job = GenerateJob(prompt=prompt, store=_store(), **_place(output), **values)
     return run_generation(job, on_event or _ignore)
@@ -185,7 +185,7 @@ def open_stream(
     guard: float | None = GUARD_LEVELS,
     match_colors: bool = True,
     seed: int = 0,
-    device: str = "auto",
+    device: str | None = None,
     precision: str = "auto",
     threads: int | None = None,
     state: bytes | None = None,
@@ -207,7 +207,7 @@ def open_stream(
         "size": list(size), "scale": scale, "model": model, "detail": detail, "strength": strength,
         "guard": guard, "match_colors": match_colors, "seed": seed, "precision": precision,
     }  # fmt: skip
-    return FrameStream(facts, device=device, threads=threads, state=state)
+    return FrameStream(facts, device=device or "auto", threads=threads, state=state)
 
 
 class FrameStream:
@@ -401,18 +401,18 @@ def _metadata(content: bytes) -> dict[str, Any]:
 
 
 def _values(options: Mapping[str, Any], known: type, function: str) -> dict[str, Any]:
-    """Return options as fields of a job. Raises TypeError for an unknown one."""
+    """Return options as fields of a job; None is the default, but no limit for `guard`.
+    Raises TypeError for an unknown one."""
     names = known.__annotations__ | _SharedOptions.__annotations__
     for name in options:
         if name not in names:
             raise TypeError(f"{function}() has no option {name!r}; it has {', '.join(sorted(names))}")
-    values = dict(options)
+    values = {name: value for name, value in options.items() if value is not None or name == "guard"}
     if "enc_opt" in values:
         values["enc_options"] = tuple((key, str(value)) for key, value in dict(values.pop("enc_opt")).items())
     if "temp_dir" in values:
-        folder = values.pop("temp_dir")
-        values["temp"] = None if folder is None else Path(folder)
-    if values.get("fps") is not None:
+        values["temp"] = Path(values.pop("temp_dir"))
+    if "fps" in values:
         values["fps"] = Fraction(values["fps"]).limit_denominator(1001)
     return values
 

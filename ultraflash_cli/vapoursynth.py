@@ -42,7 +42,7 @@ def upscale(
     match_colors: bool = True,
     cuts: bool = True,
     seed: int = 0,
-    device: str = "auto",
+    device: str | None = None,
     precision: str = "auto",
     threads: int | None = None,
 ) -> "vs.VideoNode":

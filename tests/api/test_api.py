@@ -67,6 +67,15 @@ def test_a_folder_and_no_output_give_made_names(tmp_path: Path) -> None:
     assert Path(made.output).parent == tmp_path / "out" and made.frames_out >= 4
 
 
+def test_none_is_the_default_of_an_option(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "in.mp4", frames=2, width=48, height=32)
+    none: dict[str, Any] = dict.fromkeys(("device", "precision", "codec", "crf", "temp_dir", "enc_opt", "fps", "seed"))
+    assert upscale(clip, res="2x", **TINY | none).frames_out == 2
+    assert generate("a ball", tmp_path / "a.mp4", res="480p", seconds=0.2, init_clip=None, **TINY | none).frames_out
+    same = [whole(frames(3), device=device) for device in (None, "auto")]
+    assert np.array_equal(same[0], same[1])
+
+
 def test_wrong_options_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"no option 'sharpness'; it has .*strength"):
         upscale(tmp_path / "in.mp4", sharpness=1)  # pyright: ignore[reportCallIssue]

@@ -127,6 +127,20 @@ def test_there_are_blocks_of_shell() -> None:
     }
 
 
+def test_every_line_of_a_block_begins_with_a_program() -> None:
+    """A comment that was wrapped like prose would run as a command, and swallow the
+    next one."""
+    known = PROGRAMS | {".", "do", "done", "sbatch", "parallel"}
+    wrong: list[str] = []
+    for block in BLOCKS:
+        for line in block.lines():
+            for words in commands_of(line) if not line.startswith(" ") else ():
+                named = [word for word in words if not re.match(r"\w+=", word)]
+                if named and named[0] not in known and "/bin/" not in named[0]:
+                    wrong.append(f"{block.page}, block {block.number}: {line}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_bash_reads_every_block() -> None:
     if not shutil.which("bash"):
         pytest.skip("there is no bash on this machine")

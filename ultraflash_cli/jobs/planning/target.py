@@ -123,7 +123,7 @@ def followed(output: Path) -> Path:
     target = Path(os.path.realpath(output))
     if os.path.islink(target):
         raise UsageError(f"{output} is a symlink that points to itself; choose another output")
-    if not target.suffix and not os.path.lexists(target):
+    if not output.suffix and not target.suffix and not os.path.lexists(target):
         raise UsageError(
             f"{output} is a symlink to {target}, which does not exist; create that folder first, or choose another "
             "output"
