@@ -45,7 +45,8 @@ def kernel_paths(device: torch.device) -> list[KernelPath]:
         found[-1] = KernelPath("block_sparse_attention", *hopper.path(device))
 
     in_8_bits = fp8_refusal(device)
-    found.append(_by("fp8_linear", "torch._scaled_mm", in_8_bits))
+    taken = "torch._scaled_mm, and Triton kernels for attention"
+    found.append(_by("fp8_linear", taken, in_8_bits))
     found.append(
         _by("linear_gelu", "cuBLASLt with GELU in its product", gelu_refusal(device))
     )

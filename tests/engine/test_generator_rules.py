@@ -57,7 +57,7 @@ def test_a_spared_chunk_is_remembered_from_its_last_noisy_run() -> None:
             flow, rings = stage.forward_chunk(x, timestep, rings=rings, context=state.context, first_frame=3)
             clean = SCHEDULE.clean(x, flow, timestep)
     for ring, other in zip(state.rings, rings, strict=True):
-        torch.testing.assert_close(ring.used, other.used, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ring.used[:2], other.used[:2], rtol=0, atol=1e-5)
 
 
 def test_counters_and_the_anchor_survive_a_saved_state() -> None:

@@ -207,12 +207,15 @@ def drawn(generator: Sampler, chunks: int, seed: int) -> Iterator[Tensor]:
         yield clean
 
 
-@pytest.mark.parametrize("kind", ["generator", "long_generator"])
-def test_a_generator_draws_the_same_latents_by_recorded_passes(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "fp8"), [("generator", False), ("long_generator", False), ("long_generator", True)], ids=str
+)
+def test_a_generator_draws_the_same_latents_by_recorded_passes(kind: str, fp8: bool) -> None:
     config = getattr(TINY_RANDOM, kind)
     assert isinstance(config, GeneratorConfig)
     network = Generator(config)
     randomise(network, 5)
+    network = network.to_fp8() if fp8 else network
     plain, graphed = Sampler(network), Sampler(network, graphs=Graphs(LateRecorder()))
     chunks = 3 if kind == "generator" else 6
     for seed in (1, 2):  # two clips one after the other

@@ -36,6 +36,7 @@ LAUNCHES = (
     ("adaln_modulate.kernel", "residual_norm"),
     ("block_sparse_attention.kernel", "forward"),
     ("block_sparse_attention.kernel_fp8", "forward"),
+    ("block_sparse_attention.kernel_fp8_dense", "forward"),
     ("block_topk.kernel", "block_means"),
     ("block_topk.kernel", "choose_blocks"),
     ("fp8_linear.kernel", "quantise"),
@@ -43,6 +44,7 @@ LAUNCHES = (
     ("rms_norm.kernel", "norm"),
     ("rms_norm_rope.kernel", "forward"),
     ("rms_norm_rope.kernel_blocks", "forward"),
+    ("rms_norm_rope.kernel_tokens", "forward"),
     ("text_attention.kernel", "forward"),
     ("text_attention.kernel", "forward_fp8"),
 )
@@ -111,10 +113,13 @@ def refined(stage: SrDit, *, frames: int = 10) -> Tensor:
     return regroup.run(stage, stage.init_state(batch=1, height=6, width=6, context=context), inputs)[1]
 
 
-def generated(stage: Generator) -> Tensor:
-    """Generate four chunks, more than the window holds."""
+def generated(stage: Generator, *, chunks: int = 4) -> Tensor:
+    """Generate chunks; four are more than the window holds."""
     draw = torch.Generator().manual_seed(6)
-    inputs = GeneratorInputs(torch.randn(1, 4, 8, 4, 6, generator=draw), torch.randn(1, 1, 4, 8, 4, 6, generator=draw))
+    frames = 2 * chunks
+    inputs = GeneratorInputs(
+        torch.randn(1, 4, frames, 4, 6, generator=draw), torch.randn(1, 1, 4, frames, 4, 6, generator=draw)
+    )
     sampler = Sampler(stage)
     return regroup.run(sampler, sampler.init_state(batch=1, height=4, width=6), inputs)[1]
 
@@ -232,9 +237,9 @@ def test_a_network_without_text_path_turns_to_8_bits_too() -> None:
     assert kept == {"time_embedding.0", "time_embedding.2", "time_projection.1", "head.head"}
 
 
-def test_a_generator_in_8_bits_stays_near() -> None:
+def test_a_generator_in_8_bits_stays_near_and_runs_by_kernels(request: pytest.FixtureRequest) -> None:
     stage = built(Generator(GENERATOR))
-    exact = generated(stage)
+    exact = generated(stage, chunks=2)
     kept = plain_linears(stage.to_fp8())
     assert kept == {
         "text_embedding.0",
@@ -246,7 +251,15 @@ def test_a_generator_in_8_bits_stays_near() -> None:
         "blocks.0.cross_attn.v",
         "head.head",
     }
-    assert 0 < off(generated(stage), exact) < 0.1
+    by_pytorch = generated(stage, chunks=2)
+    assert 0 < off(by_pytorch, exact) < 0.1
+    launched = request.getfixturevalue("launched")
+    assert off(generated(stage, chunks=2), by_pytorch) < 0.05
+    runs = 2 * (len(GENERATOR.steps) + 1)
+    assert launched["rms_norm_rope.kernel_tokens.forward"] == runs
+    assert launched["block_sparse_attention.kernel_fp8_dense.forward"] == runs
+    assert launched["adaln_modulate.modulate_fp8"] == runs and launched["fp8_linear.quantise"] == 3 * runs
+    assert not {"adaln_modulate.modulate", "rms_norm_rope.forward"} & launched.keys()
 
 
 # At full size, on a device without data, so that nothing can be read back
@@ -310,25 +323,26 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
     assert +on_meta.ours == wanted
 
 
-def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_nothing_of_the_generator_is_read_back(on_meta: Operations, fp8: bool) -> None:
     assert ULTRAFLASH.long_generator is not None
     config = replace(ULTRAFLASH.long_generator, num_layers=2, steps=(1000, 500), independent_first_frame=False)
-    stage = Sampler(meta(lambda: Generator(config), torch.bfloat16))
+    network: Generator = meta(lambda: Generator(config), torch.bfloat16)
+    stage = Sampler(network.to_fp8() if fp8 else network)
     inputs = GeneratorInputs(empty(1, 16, 3, 60, 104), empty(1, 1, 16, 3, 60, 104))
     with torch.inference_mode():
         state = stage.init_state(batch=1, height=60, width=104)
         with on_meta:
             stage.step(state, inputs)
     runs = 3
-    assert +on_meta.ours == {
-        "rms_norm_rope": 2 * runs,
-        "adaln_modulate": (1 + 2) * runs,
-        "residual_norm": 3 * runs,
-        "gated_residual": runs,
-        "linear_gelu": 2 * runs,
-        "sketched_attention": 2 * runs,
-        "text_attention": 2 * runs,
-    }
+    wanted = {"gated_residual": 1, "sketched_attention": 0 if fp8 else 2}
+    if fp8:
+        wanted |= {"rms_norm_rope_fp8": 2, "dense_attention_fp8": 2, "residual_norm": 5, "text_attention_fp8": 2}
+        wanted |= {"adaln_modulate_fp8": 1, "quantise_rows": 2, "quantise_gelu_rows": 2}
+    else:
+        wanted |= {"rms_norm_rope": 2, "adaln_modulate": 1 + 2, "residual_norm": 3, "linear_gelu": 2}
+        wanted |= {"text_attention": 2}
+    assert +on_meta.ours == +Counter({name: count * runs for name, count in wanted.items()})
 
 
 def test_nothing_of_the_decoder_and_upsampler_is_read_back(on_meta: Operations) -> None:

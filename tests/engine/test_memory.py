@@ -63,6 +63,17 @@ def test_the_caches_take_what_the_architecture_says(scale: int, long: bool, name
     assert part(plan, name) / 1e9 == pytest.approx(gigabytes, abs=0.005)
 
 
+@pytest.mark.parametrize(("long", "gigabytes"), [(False, 3.11), (True, 1.78)], ids=["21 frames", "window of 12"])
+def test_in_8_bits_the_cache_of_the_generator_takes_half(long: bool, gigabytes: float) -> None:
+    """A byte for each number and four for each token of each head."""
+    work = published(2, generates=True, long=long)
+    whole, small = plan_memory(work), plan_memory(replace(work, fp8_parts=frozenset({"generator"})))
+    ring = "generator KV ring"
+    assert part(small, ring) / 1e9 == pytest.approx(gigabytes, abs=0.005)
+    assert whole.state_bytes - small.state_bytes == part(whole, ring) - part(small, ring)
+    assert part(small, "generator weights") == part(whole, "generator weights")
+
+
 @pytest.mark.parametrize(("scale", "gigabytes"), [(2, 3.82), (3, 8.83)], ids=["1K", "2K"])
 def test_in_8_bits_the_caches_and_a_saved_state_take_half(scale: int, gigabytes: float) -> None:
     """A byte for each number, four for each token of each head, and the means of blocks."""
@@ -270,7 +281,8 @@ def test_the_generator_takes_what_its_formula_says(slide: bool, dtype: torch.dty
     pushed = GeneratorInputs(draw(1, 16, 3, *size, dtype=dtype), draw(1, 3, 16, 3, *size, dtype=dtype))
     sampler = Sampler(Generator(config).to(dtype).eval())
     measured = measure(sampler, size, lambda: pushed, rounds=3 if slide else 2)
-    expected = generator_activations(config, height=size[0], width=size[1], element=dtype.itemsize)
+    element = dtype.itemsize
+    expected = generator_activations(config, height=size[0], width=size[1], element=element, cached=element)
     assert 0.85 < expected / measured < 1.2
 
 

@@ -19,6 +19,7 @@ def test_a_ring_holds_the_first_tokens_and_the_latest(capacity: int, sink: int, 
     capacity += sink
     device, dtype = torch.device("cpu"), torch.float32
     fixed = WindowRing.empty((1, 1, capacity, 1), dtype=dtype, device=device)
+    small = WindowRing.empty((1, 1, capacity, 1), dtype=dtype, device=device, fp8=True)
     grown = WindowRing.empty((1, 1, 0, 1), dtype=dtype, device=device)
     stream: list[float] = []
     for at, (count, repeats) in enumerate(writes):
@@ -28,14 +29,20 @@ def test_a_ring_holds_the_first_tokens_and_the_latest(capacity: int, sink: int, 
             stream[first:] = new
             k = torch.tensor(new).view(1, 1, count, 1)
             fixed = fixed.write(k, -k, start=first, capacity=capacity, sink=sink, in_place=True)
+            small = small.write(k, -k, start=first, capacity=capacity, sink=sink, in_place=True)
             grown = grown.write(k, -k, start=first, capacity=capacity, sink=sink, in_place=False)
             left = max(0, len(stream) - capacity)
             expected = stream if not left else stream[:sink] + stream[sink + left :]
             for ring in (fixed, grown):
-                keys, values = ring.used
-                assert keys.flatten().tolist() == expected
-                assert torch.equal(values, -keys)
+                used = ring.used
+                assert used.k.flatten().tolist() == expected
+                assert torch.equal(used.v, -used.k)
                 assert (ring.fill, ring.total) == (len(expected), len(stream))
+            keys, values = small.used.rows
+            # A token of one channel is exact: its scale holds it.
+            torch.testing.assert_close(keys.wide(dtype), fixed.used.k)
+            torch.testing.assert_close(values.wide(dtype).mT, fixed.used.v)
+            assert (small.fill, small.total) == (fixed.fill, fixed.total)
 
 
 def test_a_ring_takes_no_chunk_out_of_turn() -> None:
@@ -43,3 +50,23 @@ def test_a_ring_takes_no_chunk_out_of_turn() -> None:
     three = torch.zeros(1, 1, 3, 1)
     with pytest.raises(AssertionError, match="follows the last one or repeats it"):
         ring.write(three, three, start=3, capacity=9, sink=0, in_place=True)
+
+
+def test_a_ring_in_8_bits_has_whole_pieces_of_tokens_and_places_for_them() -> None:
+    """Attention reads values of 16 tokens at once."""
+    device = torch.device("cpu")
+    ring = WindowRing.empty((1, 2, 9, 4), dtype=torch.bfloat16, device=device, fp8=True)
+    assert ring.fp8 and ring.k.shape == (1, 2, 16, 4) and ring.v.shape == (1, 2, 4, 16)
+    assert ring.k.dtype == ring.v.dtype == torch.float8_e4m3fn
+    ring, _ = ring.reserve(3, start=0, capacity=9, sink=0)
+    after, slots = ring.reserve(2, start=3, capacity=9, sink=0)
+    keys, values = slots.rows
+    for place in (*keys, *values):
+        place.fill_(7.0)
+    used = after.used
+    assert used.k[:, :, 3:].float().eq(7).all() and used.v[..., 3:].float().eq(7).all()
+    assert used.rows[0].scales.flatten(1).tolist() == [[0.0, 0.0, 0.0, 7.0, 7.0] * 2]
+    assert after.v.data_ptr() == ring.v.data_ptr(), "graphs replay addresses"
+    three = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(AssertionError, match="a ring in 8 bits is overwritten"):
+        ring.write(three, three, start=3, capacity=9, sink=0, in_place=False)

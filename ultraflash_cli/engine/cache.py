@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.stage import Counter, Leaf
-from ultraflash_kernels.fp8_linear import Fp8Rows
+from ultraflash_kernels.fp8_linear import Fp8Rows, quantise_rows
 
-__all__ = ["KvBlocks", "KvRing", "WindowRing", "with_spares", "without_spares"]
+__all__ = [
+    "KvBlocks",
+    "KvRing",
+    "KvTokens",
+    "WindowRing",
+    "with_spares",
+    "without_spares",
+]
+
+PIECE = 16
+"""Buffers in 8 bits hold a multiple of this many tokens: attention reads values so."""
 
 
 class KvBlocks(NamedTuple):
@@ -241,14 +251,59 @@ def with_spares(kept: Mapping[str, Tensor], fresh: Mapping[str, Leaf]) -> dict[s
     return whole
 
 
+class KvTokens(NamedTuple):
+    """Keys and values of consecutive tokens, in 8 bits as in ``KvBlocks``."""
+
+    k: Tensor
+    """``[B, heads, tokens, D]``."""
+    v: Tensor
+    """Likewise, but in 8 bits ``[B, heads, D, tokens]``."""
+    k_scales: Tensor | None = None
+    """``[B, heads, tokens, 1]``; None unless in 8 bits."""
+    v_scales: Tensor | None = None
+    """``[B, heads, 1, tokens]``; None unless in 8 bits."""
+
+    @classmethod
+    def in_8_bits(cls, k: Tensor, v: Tensor) -> "KvTokens":
+        """Quantise keys and values ``[B, heads, tokens, D]``."""
+        k_rows, v_rows = quantise_rows(k), quantise_rows(v).turned()
+        return cls(k_rows.values, v_rows.values, k_rows.scales, v_rows.scales)
+
+    @property
+    def rows(self) -> tuple[Fp8Rows, Fp8Rows]:
+        """Keys, and values with their tokens last, in 8 bits."""
+        assert self.k_scales is not None and self.v_scales is not None, (
+            "only tokens in 8 bits have scales"
+        )
+        return Fp8Rows(self.k, self.k_scales), Fp8Rows(self.v, self.v_scales)
+
+    def part(self, start: int, end: int) -> "KvTokens":
+        """Return views of tokens ``start`` to ``end`` - 1."""
+        if self.k_scales is None or self.v_scales is None:
+            return KvTokens(self.k[:, :, start:end], self.v[:, :, start:end])
+        return KvTokens(
+            self.k[:, :, start:end],
+            self.v[..., start:end],
+            self.k_scales[:, :, start:end],
+            self.v_scales[..., start:end],
+        )
+
+    def copy_(self, tokens: "KvTokens", *, overlapping: bool = False) -> None:
+        """Copy the numbers of other tokens of the same form, which may be those of an
+        ``overlapping`` part of the same buffers."""
+        for to, source in zip(self, tokens, strict=True):
+            if to is not None and source is not None:
+                to.copy_(source.clone() if overlapping else source)
+
+
 @dataclass(frozen=True)
 class WindowRing:
     """Keys and values of the first and the latest tokens of a stream, oldest first, in
     preallocated buffers.
 
-    ``k`` and ``v`` are ``[B, heads, capacity, D]``; the first ``fill`` tokens are in
-    use, the rest is zero or stale. ``total`` counts the tokens of the stream, including
-    dropped ones.
+    ``k`` and ``v`` are ``[B, heads, capacity, D]``, in 8 bits with scales and values as
+    in ``KvTokens``; the first ``fill`` tokens are in use, the rest is zero or stale.
+    ``total`` counts the tokens of the stream, including dropped ones.
     """
 
     k: Tensor
@@ -257,36 +312,62 @@ class WindowRing:
     """Number of tokens in use."""
     total: Counter
     """Tokens of the stream."""
+    k_scales: Tensor | None = None
+    """Scales of ``k``; None unless the ring is in 8 bits."""
+    v_scales: Tensor | None = None
+    """Scales of ``v``; None unless the ring is in 8 bits."""
 
     @classmethod
     def empty(
-        cls, shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device
+        cls,
+        shape: tuple[int, int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        fp8: bool = False,
     ) -> "WindowRing":
-        """Return an empty ring of shape ``[B, heads, capacity, D]``."""
+        """Return an empty ring of shape ``[B, heads, capacity, D]``, in ``dtype`` or in
+        8 bits."""
+        outer, capacity, width = shape[:2], *shape[2:]
+
+        def zeros(*inner: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros((*outer, *inner), dtype=dtype, device=device)
+
+        if not fp8:
+            k, v = (zeros(capacity, width, dtype=dtype) for _ in ("keys", "values"))
+            return cls(k, v, 0, 0)
+        capacity += -capacity % PIECE
         return cls(
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
+            zeros(capacity, width, dtype=torch.float8_e4m3fn),
+            zeros(width, capacity, dtype=torch.float8_e4m3fn),
             0,
             0,
+            zeros(capacity, 1, dtype=torch.float32),
+            zeros(1, capacity, dtype=torch.float32),
         )
+
+    @property
+    def fp8(self) -> bool:
+        """Whether keys and values are in 8-bit floating point."""
+        return self.k_scales is not None
 
     def write(
         self, k: Tensor, v: Tensor, *, start: int, capacity: int, sink: int, in_place: bool
     ) -> "WindowRing":
-        """Return the ring with the new tokens, which start at token ``start`` of the
-        stream.
+        """Return the ring with the new tokens ``[B, heads, tokens, D]``, which start at
+        token ``start`` of the stream.
 
         They are appended, or replace the tokens written last. Beyond ``capacity``
         tokens, the oldest after the first ``sink`` are dropped. In place it reuses this
         ring's buffers, whose addresses and shapes are unchanged; otherwise it holds
-        tensors that support autograd.
+        tensors that support autograd, which no ring in 8 bits does.
         """
         count = k.shape[2]
         if in_place:
             ring, slots = self.reserve(count, start=start, capacity=capacity, sink=sink)
-            for slot, new in zip(slots, (k, v), strict=True):
-                slot.copy_(new)
+            slots.copy_(KvTokens.in_8_bits(k, v) if self.fp8 else KvTokens(k, v))
             return ring
+        assert not self.fp8, "a ring in 8 bits is overwritten"
         kept, left = self._room(count, start, capacity, sink)
         first = min(sink, kept)
         k, v = (
@@ -297,24 +378,20 @@ class WindowRing:
 
     def reserve(
         self, count: int, *, start: int, capacity: int, sink: int
-    ) -> tuple["WindowRing", tuple[Tensor, Tensor]]:
+    ) -> tuple["WindowRing", KvTokens]:
         """Return the ring with ``count`` more tokens, and the buffers for their keys
         and values.
 
         Like ``write`` in place, for callers that compute keys and values directly into
-        ``[B, heads, count, D]`` of the ring; until they do, the ring holds stale values
-        there.
+        the ring; until they do, the ring holds stale values there.
         """
         kept, left = self._room(count, start, capacity, sink)
         first = kept - left
         if left:
-            for buffer in (self.k, self.v):
-                buffer[:, :, sink:first] = buffer[:, :, sink + left : kept].clone()
-        ring = WindowRing(self.k, self.v, first + count, start + count)
-        return ring, (
-            self.k[:, :, first : first + count],
-            self.v[:, :, first : first + count],
-        )
+            moved = self._tokens.part(sink + left, kept)
+            self._tokens.part(sink, first).copy_(moved, overlapping=True)
+        ring = dataclasses.replace(self, fill=first + count, total=start + count)
+        return ring, self._tokens.part(first, first + count)
 
     def _room(self, count: int, start: int, capacity: int, sink: int) -> tuple[int, int]:
         """Return how many tokens precede the new ones, and how many of them are
@@ -327,6 +404,10 @@ class WindowRing:
         return kept, left
 
     @property
-    def used(self) -> tuple[Tensor, Tensor]:
-        """The tokens in use: views ``[B, heads, fill, D]`` of keys and values."""
-        return self.k[:, :, : self.fill], self.v[:, :, : self.fill]
+    def _tokens(self) -> KvTokens:
+        return KvTokens(self.k, self.v, self.k_scales, self.v_scales)
+
+    @property
+    def used(self) -> KvTokens:
+        """Views of the tokens in use."""
+        return self._tokens.part(0, self.fill)

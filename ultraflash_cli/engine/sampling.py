@@ -109,10 +109,7 @@ class Sampler:
         weight = self.network.patch_embedding.weight
         shape = config.ring_shape(batch=batch, height=height, width=width)
         return GeneratorState(
-            rings=tuple(
-                WindowRing.empty(shape, dtype=weight.dtype, device=weight.device)
-                for _ in self.network.blocks
-            ),
+            rings=self.network.empty_rings(shape),
             context=self.network.embed_context(context, batch=batch),
             anchor_bcthw=weight.new_zeros(batch, config.latent_channels, 1, height, width),
             frames=0,

@@ -28,6 +28,7 @@ from ultraflash_cli.jobs.events import Chunk, Done, Event, GenerationPlanned, St
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, name_outputs, read_prompts
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.running.generate import Generation
 from ultraflash_cli.jobs.running.prepare import prepare_generation
 from ultraflash_cli.jobs.running.stop import Stop
 from ultraflash_cli.models.built import Built
@@ -155,6 +156,25 @@ def test_a_changed_flag_starts_afresh_and_says_why(tmp_path: Path, changed: dict
     assert generate(replace(made, **changed), events=events).frames_resumed == 0
     (started,) = [event for event in events if isinstance(event, Started)]
     assert reason in str(started.note)
+
+
+def test_a_job_in_8_bits_begun_when_attention_was_in_16_starts_afresh_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(tmp_path, output=tmp_path / "out.mp4", seconds=7, precision="fp8")
+
+    def earlier(task: Generation) -> dict[str, object]:
+        return {name: value for name, value in options(task).items() if name != "the generator's attention"}
+
+    options = Generation.options
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Generation, "options", earlier)
+        generate(made, stop_at=64)
+    events: list[Event] = []
+    assert generate(made, events=events).frames_resumed == 0
+    (started,) = [event for event in events if isinstance(event, Started)]
+    why = "the generator's attention was not recorded and is in 8 bits"
+    assert started.note == f"out.mp4: starting over, {why}"
 
 
 def test_changed_weights_start_afresh_and_without_resume_nothing_is_kept(tmp_path: Path) -> None:

@@ -113,9 +113,10 @@ def sr_dit_activations(
 
 
 def generator_activations(
-    config: GeneratorConfig, *, height: int, width: int, element: int
+    config: GeneratorConfig, *, height: int, width: int, element: int, cached: int
 ) -> int:
-    """Return the bytes for one chunk of latents of ``height`` x ``width``.
+    """Return the bytes for one chunk of latents of ``height`` x ``width``, with numbers
+    of ``element`` bytes, ``cached`` bytes in the cache.
 
     As in the SR transformer, but attention reads keys and values in place: with U = N *
     dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 7 e U +
@@ -126,7 +127,7 @@ def generator_activations(
     tokens = config.chunk_latents * per_frame
     row = tokens * config.dim
     slid = (
-        (config.window - config.sink) * per_frame * config.dim * element
+        (config.window - config.sink) * per_frame * config.dim * cached
         if config.slide
         else 0
     )

@@ -176,9 +176,9 @@ def _add_generator(
     settings: MemorySettings,
     settled: tuple[str, ...],
 ) -> None:
-    dtype = work.dtype_of("generator")
+    dtype, fp8 = work.dtype_of("generator"), "generator" in work.fp8_parts
     height, width = work.latents
-    state = initial_state(config, dtype, work.batch, height, width)
+    state = initial_state(config, dtype, work.batch, height, width, fp8=fp8)
     held = {
         "generator weights": parameters(config) * dtype.itemsize,
         "generator KV ring": state_bytes(state.rings),
@@ -194,7 +194,11 @@ def _add_generator(
         ledger.add(name, count, phases, doubled=name == "generator KV ring")
 
     activations = generator_activations(
-        config, height=height, width=width, element=dtype.itemsize
+        config,
+        height=height,
+        width=width,
+        element=dtype.itemsize,
+        cached=1 if fp8 else dtype.itemsize,
     )
     ledger.add(
         "generator activations", activations * work.batch, ("generate",), doubled=True
@@ -383,7 +387,7 @@ def saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
     saved = 0
     for part, config, size in stages:
         if config:
-            dtype, fp8 = work.dtype_of(part), part == "sr_dit" and part in work.fp8_parts
+            dtype, fp8 = work.dtype_of(part), part in work.fp8_parts
             state = initial_state(config, dtype, work.batch, *size, fp8=fp8)
             saved += state_bytes(state) - state_bytes(getattr(state, "context", ()))
     return saved + _ahead_bytes(work)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ultraflash_cli.engine.networks import NETWORKS
 from ultraflash_cli.engine.sampling import Sampler
-from ultraflash_cli.engine.stages.generator import GeneratorConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 
@@ -23,10 +23,10 @@ device takes a second."""
 
 @lru_cache(maxsize=32)
 def _network(config: Any, *, fp8: bool = False) -> nn.Module:
-    """Return a network without storage, an SR transformer in 8 bits if ``fp8``."""
+    """Return a network without storage, a transformer in 8 bits if ``fp8``."""
     if fp8:
         network = deepcopy(_network(config))
-        assert isinstance(network, SrDit), "only the SR transformer caches 8 bits"
+        assert isinstance(network, (SrDit, Generator)), "only transformers run in 8 bits"
         return network.to_fp8()
     is_large = isinstance(config, WanVaeConfig) or getattr(config, "dim", 0) > _SMALL_WIDTH
     with torch.device("meta" if is_large else "cpu"):
@@ -44,7 +44,7 @@ def initial_state(
     fp8: bool = False,
 ) -> Any:
     """Return a stage's state before the first frame, without storage; with ``fp8`` that
-    of an SR transformer in 8 bits. Prompts have the maximum length."""
+    of a transformer in 8 bits. Prompts have the maximum length."""
     network: Any = _network(config, fp8=fp8).to(dtype)
     stage = Sampler(network) if isinstance(config, GeneratorConfig) else network
     given: dict[str, Any] = {}

@@ -92,8 +92,8 @@ class MemoryWork:
     """Dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler,
     sr_dit, decoder, pixels."""
     fp8_parts: frozenset[str] = frozenset()
-    """Parts in 8 bits. This halves the caches of the SR transformer; weights are
-    planned in the part's dtype, in which they are loaded."""
+    """Transformers in 8 bits. This halves their caches; weights are planned in the
+    part's dtype, in which they are loaded."""
     on_gpu: bool = True
     """Whether the budget is that of a GPU, in which case host memory is separate and
     half precision is not widened."""

@@ -10,8 +10,13 @@ from ultraflash_cli.engine.layers.context import ContextKv
 from ultraflash_cli.engine.layers.dense_attention import dense_attention
 from ultraflash_cli.engine.layers.norm import RmsNorm
 from ultraflash_cli.engine.layers.residual import add_linear
+from ultraflash_kernels.block_sparse_attention import dense_attention_fp8
 from ultraflash_kernels.fp8_linear import Fp8Linear, Fp8Rows
-from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
+from ultraflash_kernels.rms_norm_rope import (
+    AxisTables,
+    rms_norm_rope,
+    rms_norm_rope_fp8,
+)
 from ultraflash_kernels.text_attention import text_attention, text_attention_fp8
 
 __all__ = [
@@ -75,6 +80,11 @@ class WindowSpan:
     reuse_rings: bool = False
     """Whether the rings' buffers may be overwritten."""
 
+    @property
+    def place(self) -> dict[str, int]:
+        """The position as arguments of a ring."""
+        return {"start": self.start, "capacity": self.capacity, "sink": self.sink}
+
 
 class WindowSelfAttention(AttentionLayer):
     """Unmasked self-attention within a chunk and to the window of earlier chunks."""
@@ -92,36 +102,68 @@ class WindowSelfAttention(AttentionLayer):
         or ``into`` with the result added (see ``project_out``), and the ring with the
         chunk appended. ``tables`` are the rotations of the chunk's tokens; keys are
         cached rotated. If the ring may be overwritten, keys and values are computed
-        directly in its buffers.
+        directly in its buffers. With a ring in 8 bits, queries, keys and values are
+        rounded to it, each token of each head once.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
-        batch, frames, tokens, width = q.shape
-        size = tables.positions
-        weights = self.norm_q.weight.to(q.dtype), self.norm_k.weight.to(q.dtype)
+        attend = self._attend_in_8_bits if ring.fp8 else self._attend
+        attended, ring = attend((q, k, v), tables, span, ring)
+        rows = attended.transpose(1, 2).flatten(2).view(q.shape)
+        return self.project_out(rows, into), ring
+
+    def _attend(
+        self,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        tables: AxisTables,
+        span: WindowSpan,
+        ring: WindowRing,
+    ) -> tuple[Tensor, WindowRing]:
+        """Return the result ``[B, heads, tokens, D]`` and the ring with the chunk."""
+        batch, frames, tokens, width = qkv[0].shape
+        size, dtype = tables.positions, qkv[0].dtype
+        weights = self.norm_q.weight.to(dtype), self.norm_k.weight.to(dtype)
         block, out = (1, *size[1:]), None
-        place = {"start": span.start, "capacity": span.capacity, "sink": span.sink}
-        straight = span.reuse_rings and ring.k.dtype == q.dtype
+        straight = span.reuse_rings and ring.k.dtype == dtype
         if straight:
-            ring, slots = ring.reserve(frames * tokens, **place)
-            k_slot, v_slot = (slot.unflatten(2, (frames, tokens)) for slot in slots)
+            ring, slots = ring.reserve(frames * tokens, **span.place)
+            shape = (batch, frames, tokens, self.heads, width // self.heads)
             out = (
                 # Heads of a token are adjacent: attention returns the layout of its
                 # queries, and the next layer reads tokens.
-                q.new_empty(batch, frames, tokens, self.heads, width // self.heads).permute(
-                    0, 3, 1, 2, 4
-                ),
-                k_slot,
-                v_slot,
+                qkv[0].new_empty(shape).permute(0, 3, 1, 2, 4),
+                slots.k.unflatten(2, (frames, tokens)),
+                slots.v.unflatten(2, (frames, tokens)),
             )
 
         q, k, v = rms_norm_rope(
-            q, k, v, *weights, tables, size=size, block=block, eps=self.norm_q.eps, out=out
+            *qkv, *weights, tables, size=size, block=block, eps=self.norm_q.eps, out=out
         )
         if not straight:
             ring = ring.write(
-                k.flatten(2, 3), v.flatten(2, 3), **place, in_place=span.reuse_rings
+                k.flatten(2, 3), v.flatten(2, 3), **span.place, in_place=span.reuse_rings
             )
+        return dense_attention(q.flatten(2, 3), ring.used.k, ring.used.v), ring
 
-        attended = dense_attention(q.flatten(2, 3), *ring.used)
-        rows = attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)
-        return self.project_out(rows, into), ring
+    def _attend_in_8_bits(
+        self,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        tables: AxisTables,
+        span: WindowSpan,
+        ring: WindowRing,
+    ) -> tuple[Tensor, WindowRing]:
+        """Like ``_attend``, with each token of each head rounded to 8 bits once."""
+        assert span.reuse_rings, "attention in 8 bits overwrites its cache"
+        q, k, v = (x.flatten(1, 2) for x in qkv)
+        ring, slots = ring.reserve(q.shape[1], **span.place)
+        q_rows, _, _ = rms_norm_rope_fp8(
+            q,
+            k,
+            v,
+            self.norm_q.weight.to(q.dtype),
+            self.norm_k.weight.to(q.dtype),
+            tables,
+            size=tables.positions,
+            eps=self.norm_q.eps,
+            kv_out=slots.rows,
+        )
+        return dense_attention_fp8(q_rows, *ring.used.rows, dtype=q.dtype), ring

@@ -22,6 +22,7 @@ from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.layers.sparse_attention import SparseCausalSelfAttention
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.adaln_modulate import gated_residual
+from ultraflash_kernels.fp8_linear import Fp8Linear
 from ultraflash_kernels.rms_norm_rope import AxisTables
 
 __all__ = ["Dit", "DitBlock", "DitConfig", "DitHead"]
@@ -248,6 +249,11 @@ class Dit(nn.Module):
         self.patch_embedding = nn.Conv3d(
             channels, config.dim, config.patch, stride=config.patch
         )
+
+    @property
+    def fp8(self) -> bool:
+        """Whether layers, self-attention and its caches are in 8-bit floating point."""
+        return isinstance(cast("DitBlock", self.blocks[0]).ffn[0], Fp8Linear)
 
     def make_embeddings(self) -> None:
         """Create the layers that embed texts and timesteps."""

@@ -246,12 +246,21 @@ class Generator(Dit):
         self.head = GeneratorHead(config)
 
     def to_fp8(self) -> "Generator":
-        """Convert linear layers except ``KEPT_IN_BF16``, the pool of the prompt and
-        moving places to 8-bit floating point, in place; inference only."""
+        """Convert self-attention, its caches and linear layers, except
+        ``KEPT_IN_BF16``, the pool of the prompt and moving places, to 8-bit floating
+        point, in place; inference only."""
         pooled = ("text_pool",) if self.config.pool_text else ()
         moving = ("moving_places.*",) if self.config.courses else ()
         quantise_linears(self, keep=(*KEPT_IN_BF16, *pooled, *moving))
         return self
+
+    def empty_rings(self, shape: tuple[int, int, int, int]) -> tuple[WindowRing, ...]:
+        """Return empty caches of shape ``[B, heads, capacity, D]`` for all layers."""
+        weight = self.patch_embedding.weight
+        return tuple(
+            WindowRing.empty(shape, dtype=weight.dtype, device=weight.device, fp8=self.fp8)
+            for _ in self.blocks
+        )
 
     def forward_chunk(
         self,
@@ -274,9 +283,9 @@ class Generator(Dit):
         ``first_frame`` the number of latent frames before this chunk. Running the last
         chunk again replaces it in the cache. ``position`` overrides ``first_frame`` for
         position embeddings; it is a tensor when a graph is captured. With
-        ``reuse_rings`` the buffers of ``rings`` are overwritten; with ``recompute``
-        blocks keep only their inputs for the backward pass. Raises ConfigError if the
-        window is full and does not slide.
+        ``reuse_rings``, which rings in 8 bits require, the buffers of ``rings`` are
+        overwritten; with ``recompute`` blocks keep only their inputs for the backward
+        pass. Raises ConfigError if the window is full and does not slide.
         """
         config, weight = self.config, self.patch_embedding.weight
         batch, _, frames, height, width = x_bcthw.shape
@@ -288,11 +297,10 @@ class Generator(Dit):
             )
         tokens = config.tokens_per_frame(height, width)
         if rings is None:
-            shape = (batch, config.num_heads, 0, config.dim // config.num_heads)
-            rings = tuple(
-                WindowRing.empty(shape, dtype=weight.dtype, device=weight.device)
-                for _ in self.blocks
-            )
+            room = frames * tokens if self.fp8 else 0
+            shape = (batch, config.num_heads, room, config.dim // config.num_heads)
+            rings = self.empty_rings(shape)
+            reuse_rings = reuse_rings or self.fp8
         if context is None:
             context = self.embed_context(None, batch=batch)
         span = WindowSpan(

@@ -27,7 +27,7 @@ from ultraflash_cli.engine.layers.sparse_attention import (
 from ultraflash_cli.engine.sparsity import BlockGrid, key_budget
 from ultraflash_cli.engine.stage import Counter, Position
 from ultraflash_cli.errors import ConfigError
-from ultraflash_kernels.fp8_linear import Fp8Linear, quantise_linears
+from ultraflash_kernels.fp8_linear import quantise_linears
 from ultraflash_kernels.token_order import drop_padding, with_padding
 
 __all__ = [
@@ -246,12 +246,6 @@ class SrDit(Dit):
     def folded(self) -> bool:
         """Whether gates are folded, see ``fold_gates``."""
         return isinstance(cast("DitBlock", self.blocks[0]).ffn[2], FoldedLinear)
-
-    @property
-    def fp8(self) -> bool:
-        """Whether layers, attention and caches are in 8-bit floating point, see
-        ``to_fp8``."""
-        return isinstance(cast("DitBlock", self.blocks[0]).ffn[0], Fp8Linear)
 
     @torch.no_grad()
     def init_state(

@@ -300,6 +300,8 @@ def as_read(fingerprint: Mapping[str, object]) -> dict[str, object]:
 def difference(old: Mapping[str, object], new: Mapping[str, object]) -> str | None:
     """Describe briefly how two fingerprints differ; None if they do not."""
     for name in [*new, *(name for name in old if name not in new)]:
+        if name not in old:
+            return f"{name} was not recorded and is {_short(new[name])}"
         if old.get(name) != new.get(name):
             return f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"
     return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from ultraflash_cli.errors import InputError
 
 __all__ = [
+    "ATTENTION",
     "content_digest",
     "file_facts",
     "is_only_another_version",
@@ -27,8 +28,11 @@ _PICTURES_BYTES = 256 << 20
 _PICTURE_SAMPLES = 8
 _LEAST_SAMPLE_BYTES = 4 << 10
 
+ATTENTION = "the generator's attention"
+"""Fact of jobs in 8 bits: earlier versions computed it in 16 bits, and so saved states."""
+
 _VERSION = "the version of "
-_OURS = ("the weights", "the plan", "the memory plan", "the encoder", "the streams", "the segment length")
+_OURS = ("the weights", "the plan", "the memory plan", "the encoder", "the streams", "the segment length", ATTENTION)
 """Choices that another version of the program may make differently for the same
 command."""
 

@@ -15,7 +15,7 @@ from ultraflash_cli.engine.schedule import GENERATED_FPS
 from ultraflash_cli.jobs.events import GenerationPlanned, Listener
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.provenance.made import made_by_generating
-from ultraflash_cli.jobs.resume.fingerprint import file_facts
+from ultraflash_cli.jobs.resume.fingerprint import ATTENTION, file_facts
 from ultraflash_cli.jobs.running import run as running
 from ultraflash_cli.jobs.running.finish import finish_of
 from ultraflash_cli.jobs.running.generating import make_frames
@@ -153,6 +153,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
             "--resume": job.resume,
             "the plan": repr((prepared.plan, prepared.generator)),
             "the encoder": repr((prepared.spec, prepared.low_spec)),
+            **({ATTENTION: "in 8 bits"} if job.precision == "fp8" else {}),
         }
 
     def tag(self, prepared: PreparedGeneration, built: Built[FrameGenerator]) -> str | None:
