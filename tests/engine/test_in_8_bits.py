@@ -70,7 +70,7 @@ def refined(stage: SrDit, state: SrDitState, parts: list[SrDitInputs]) -> tuple[
     return state, done
 
 
-def saved(state: SrDitState) -> bytes:
+def saved(state: SrDitState | GeneratorState) -> bytes:
     return b"".join(snapshots_for(CPU).take(_tensors(state)).pieces())
 
 
