@@ -285,8 +285,8 @@ def doubled(channels: int, outs: int) -> None:
     from ultraflash_kernels.memory_conv import kernel
 
     x = on_meta(2, channels, 120, 208, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
-    weight = on_meta(outs, channels, 3, 3, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
-    kernel.forward(x.unsqueeze(1), None, weight, None, None, 1.0, 2)
+    taps = on_meta(4 * outs, channels, 2, 2, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    kernel.upsampled(x, taps.unsqueeze(0), None, 1.0)
 
 
 CASES: dict[str, Callable[[], None]] = {

@@ -29,8 +29,8 @@ BUDGETS = {
     "SR transformer 2k": (615, 394, 101.2),
     "SR transformer 1k fp8": (675, 177, 90.2),
     "SR transformer 2k fp8": (675, 397, 203),
-    "decoder 1k": (186, 64, 20),
-    "decoder 2k": (279, 145, 45),
+    "decoder 1k": (112, 47, 9.0),
+    "decoder 2k": (224, 107, 21.3),
 }
 
 
@@ -55,7 +55,9 @@ def test_arithmetic_is_that_of_the_published_model() -> None:
     assert flops["SR transformer 1k"] / 2 == pytest.approx(61, rel=0.01)
     assert flops["SR transformer 2k"] / 2 == pytest.approx(138, rel=0.01)
     assert flops["generator"] == pytest.approx(141, rel=0.01)
-    assert flops["decoder 1k"] / 2 == pytest.approx(6.5, rel=0.03)
+    # Of 6.3 published, 2.0 are convolutions over doubled pictures and the growth in time
+    # before them. Four taps of nine remain, and the growth is in them.
+    assert flops["decoder 1k"] / 2 == pytest.approx(5.23, rel=0.01)
     assert flops["upsampler 1k"] / 2 == pytest.approx(0.7, rel=0.03)
 
 

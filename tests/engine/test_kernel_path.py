@@ -19,7 +19,7 @@ from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.layers import sparse_attention
 from ultraflash_cli.engine.profiles import ULTRAFLASH
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
-from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
@@ -41,6 +41,7 @@ LAUNCHES = (
     ("block_topk.kernel", "choose_blocks"),
     ("fp8_linear.kernel", "quantise"),
     ("memory_conv.kernel", "forward"),
+    ("memory_conv.kernel", "upsampled"),
     ("rms_norm.kernel", "norm"),
     ("rms_norm_rope.kernel", "forward"),
     ("rms_norm_rope.kernel_blocks", "forward"),
@@ -198,6 +199,20 @@ def test_memory_blocks_by_their_kernel_equal_those_by_pytorch(
     monkeypatch.setattr(memory_conv_op, "_takes_kernel", lambda *_: True)
     torch.testing.assert_close(stage.upsample(latents, None)[0], expected, rtol=0, atol=1e-5)
     assert launched == {"memory_conv.forward": 3}
+
+
+def test_doubled_pictures_by_their_kernel_equal_those_by_pytorch(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growths = (1, 2, 2)
+    stages = tuple(DecoderStage(width=4, blocks=0, time_growth=growth) for growth in growths)
+    stage = built(Decoder(DecoderConfig(latent_channels=4, stages=stages, out_width=4)))
+    latents = torch.randn(1, 4, 1, 2, 3, generator=torch.Generator().manual_seed(7))
+    expected = stage.decode(latents, None)[0]
+    launched = request.getfixturevalue("launched")
+    monkeypatch.setattr(memory_conv_op, "_takes_kernel", lambda *_: True)
+    torch.testing.assert_close(stage.decode(latents, None)[0], expected, rtol=0, atol=1e-5)
+    assert launched == {"memory_conv.upsampled": len(growths)}
 
 
 # 8 bits

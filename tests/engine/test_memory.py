@@ -3,6 +3,7 @@ describe."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,8 @@ from ultraflash_cli.engine.footprint.activations import (
     wan_vae_activations,
 )
 from ultraflash_cli.engine.footprint.ladder import plan_memory
-from ultraflash_cli.engine.footprint.plan import MemoryWork
+from ultraflash_cli.engine.footprint.ledger import phases_of
+from ultraflash_cli.engine.footprint.plan import MemorySettings, MemoryWork
 from ultraflash_cli.engine.layers.context import without_context
 from ultraflash_cli.engine.layers.memory_block import MemoryState, in_pieces, to_channels_last
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
@@ -400,6 +402,23 @@ def test_a_decoder_at_once_gives_what_it_gives_latent_by_latent() -> None:
 
 
 def test_as_many_latents_are_decoded_at_once_as_32_bits_count() -> None:
-    pieces = [DecoderConfig().piece(6, 60 * scale, 104 * scale) for scale in (1, 2, 3)]
-    assert pieces == [6, 3, 2]
+    for config, expected in (
+        (DecoderConfig(), [6, 6, 3]),
+        (DecoderConfig(negative_slope=0.1), [6, 3, 2]),  # its last convolution reads pictures of full size
+        (DecoderConfig(upsampling="pixel_shuffle"), [6, 3, 2]),
+    ):
+        assert [config.piece(6, 60 * scale, 104 * scale) for scale in (1, 2, 3)] == expected
     assert DecoderConfig().piece(6, 2000, 2000) == 1 and DecoderConfig().piece(0, 60, 104) == 0
+
+
+def test_the_documented_plans_are_the_planned_ones(repository: Path) -> None:
+    page = (repository / "docs" / "performance.md").read_text(encoding="utf-8")
+    for size, scale, generates in ((s, k, g) for g in (False, True) for s, k in (("1664x960", 2), ("2496x1440", 3))):
+        columns = [MemorySettings(kv_len=3), MemorySettings(kv_len=3, offload_text=True)]
+        columns += [replace(columns[1], offload_generator=True)] if generates else []
+        columns += [replace(columns[-1], kv_len=1)]
+        work = published(scale, generates=generates)
+        sizes = [f"{max(p.total for p in phases_of(work, each)[0]) / 1e9:.1f}" for each in columns]
+        cells = sizes if generates else [*sizes[:2], "", sizes[2]]
+        row = " | ".join([f"{size}, {'generate' if generates else 'upscale'}", *cells]).replace("|  |", "| |")
+        assert f"| {row} |" in page

@@ -44,11 +44,11 @@ class Rates:
     """The block-sparse kernel."""
     fp8_sparse_attention: float
     wide_convolution: float
-    """3x3, 256 channels out."""
+    """256 channels and more, see ``Launch.rows``."""
     convolution: float
-    """128 channels."""
+    """128 channels and more."""
     narrow_convolution: float
-    """64 channels and fewer."""
+    """Fewer channels."""
     traffic: float
     """Rate of passes without arithmetic, in TB/s."""
     launch_us: float
@@ -153,8 +153,8 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
     if launch.op.startswith("block_list_attention"):
         return "attention", rates.fp8_sparse_attention if "fp8" in launch.op else rates.sparse_attention
     if launch.op in ("convolution", "fused_conv", "memory_conv"):
-        by_width = {256: rates.wide_convolution, 128: rates.convolution}
-        return "convolutions", by_width.get(launch.rows, rates.narrow_convolution)
+        wide = rates.wide_convolution if launch.rows >= 256 else rates.convolution
+        return "convolutions", wide if launch.rows >= 128 else rates.narrow_convolution
     many = launch.rows >= _MANY_ROWS
     if launch.op == "_scaled_mm":
         return "products", rates.fp8_linear if many else rates.short_fp8_linear

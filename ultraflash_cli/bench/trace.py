@@ -39,6 +39,9 @@ _FREE = frozenset(
 )
 """Operations that launch nothing; torch reports which others are views."""
 
+_WEIGHT_OF = {"memory_conv": 2, "fused_conv": 1}
+"""Position of the kernels among the arguments of fused convolutions."""
+
 
 class Launch(NamedTuple):
     """One call of an operation of ``ultraflash_kernels`` or torch with given sizes."""
@@ -49,8 +52,8 @@ class Launch(NamedTuple):
     flops: int
     """A multiply-add counts as 2."""
     rows: int = 0
-    """Number of rows of the left factor of a matmul, or output channels of a
-    convolution."""
+    """Number of rows of the left factor of a matmul, or channels of a convolution: those
+    out, or twice those in where they are fewer."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class _Tracer(TorchDispatchMode):
             self._add(op, [args[0], out], 0)
             return out
         x, weight, bias = args[:3]
-        self._add(op, [x, weight, out], 2 * out.numel() * weight[0].numel(), weight.shape[0])
+        self._add(op, [x, weight, out], 2 * out.numel() * weight[0].numel(), _channels(weight))
         if bias is not None:
             self._add("bias of a convolution", [out, out], 0)
         return out
@@ -145,12 +148,8 @@ class _Tracer(TorchDispatchMode):
             return 2 * made[0].numel() * args[1].shape[-1]
         if op in ("mm", "bmm", "_scaled_mm", "linear"):
             return 2 * made[0].numel() * args[0].shape[-1]
-        if op in ("memory_conv", "fused_conv"):
-            return (
-                2
-                * made[0].numel()
-                * next(x for x in args if isinstance(x, Tensor) and x.shape[2:] == (3, 3))[0].numel()
-            )
+        if op in _WEIGHT_OF:
+            return 2 * made[0].numel() * args[_WEIGHT_OF[op]][0].numel()
         if op.startswith("dense_attention"):
             return 4 * args[0].numel() * args[1].shape[2]
         if op.startswith("text_attention"):
@@ -172,9 +171,13 @@ def _rows(op: str, args: Sequence[Any]) -> int:
     if op in ("addmm", "addmm_", "_addmm_activation", "linear_gelu"):
         factor = args[0] if op == "linear_gelu" else args[1]
         return factor.numel() // factor.shape[-1]
-    if op in ("memory_conv", "fused_conv"):
-        return next(x for x in args if isinstance(x, Tensor) and x.shape[2:] == (3, 3)).shape[0]
-    return 0
+    return _channels(args[_WEIGHT_OF[op]]) if op in _WEIGHT_OF else 0
+
+
+def _channels(weight: Tensor) -> int:
+    """Return the channels out of a convolution, at most two for each channel in: sums
+    of few terms take as long as those of fewer channels."""
+    return min(weight.shape[0], 2 * weight.shape[1])
 
 
 @contextmanager

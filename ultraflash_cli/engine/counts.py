@@ -114,6 +114,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         torch.ops.ultraflash.memory_conv: _memory_conv_flops,
         torch.ops.ultraflash.text_attention: _text_attention_flops,
         torch.ops.ultraflash.text_attention_fp8: _text_attention_flops,
+        torch.ops.ultraflash.upsampled_conv: _upsampled_conv_flops,
     }
 
 
@@ -174,13 +175,11 @@ def _memory_conv_flops(
     out_shape: torch.Size,
     **__: object,
 ) -> int:
-    return (
-        2
-        * out_shape[0]
-        * out_shape[2]
-        * out_shape[3]
-        * weight[0]
-        * weight[1]
-        * weight[2]
-        * weight[3]
-    )
+    return 2 * out_shape.numel() * weight[1:].numel()
+
+
+def _upsampled_conv_flops(
+    x: torch.Size, taps: torch.Size, *_: object, out_shape: torch.Size, **__: object
+) -> int:
+    """Four taps for each pixel."""
+    return 2 * out_shape.numel() * taps[2:].numel()

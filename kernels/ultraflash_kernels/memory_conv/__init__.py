@@ -5,6 +5,16 @@ from ultraflash_kernels.memory_conv.op import (
     memory_conv,
     residual_conv,
     upsampled_conv,
+    upsampled_head,
 )
+from ultraflash_kernels.memory_conv.phases import head_taps, phase_taps
 
-__all__ = ["activated_conv", "memory_conv", "residual_conv", "upsampled_conv"]
+__all__ = [
+    "activated_conv",
+    "head_taps",
+    "memory_conv",
+    "phase_taps",
+    "residual_conv",
+    "upsampled_conv",
+    "upsampled_head",
+]

@@ -12,6 +12,7 @@ from ultraflash_kernels.dispatch import (
     chooses_triton,
 )
 from ultraflash_kernels.memory_conv import library, reference
+from ultraflash_kernels.memory_conv.phases import head_taps, phase_taps
 
 __all__ = [
     "KERNEL_WINS",
@@ -21,12 +22,14 @@ __all__ = [
     "memory_conv",
     "residual_conv",
     "upsampled_conv",
+    "upsampled_head",
 ]
 
 ConvImpl = Literal["auto", "triton", "library", "reference"]
 """The implementation to use or fail; ``library`` is cuDNN with bias, sum and ReLU in
 its epilogue. ``auto`` uses the kernel for entries of ``KERNEL_WINS``, else the library
-if it can run."""
+if it can run. ``upsampled_conv`` and ``upsampled_head`` need no epilogue: their
+``library`` is any device's, without gradients."""
 
 KERNEL_WINS: frozenset[tuple[tuple[int, int], int, int]] = frozenset()
 """(compute capability, channels in, channels out) for which ``auto`` uses the kernel.
@@ -69,7 +72,7 @@ def memory_conv(
     _check("memory_conv", weight, bias, 2 * channels, x_btchw, past_bchw)
     tensors = [x_btchw, past_bchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("memory_conv", impl, channels, tensors):
-        return _convolve(x_btchw, past_bchw, weight, bias, None, negative_slope, 1)
+        return _convolve(x_btchw, past_bchw, weight, bias, None, negative_slope)
     if _takes_library("memory_conv", impl, negative_slope, tensors):
         return library.memory(x_btchw, past_bchw, weight, bias)
     return reference.memory(x_btchw, past_bchw, weight, bias, negative_slope)
@@ -104,7 +107,7 @@ def residual_conv(
     tensors = [x_nchw, residual_nchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("residual_conv", impl, x_nchw.shape[1], tensors):
         return _convolve(
-            x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope, 1
+            x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope
         )
     if _takes_library("residual_conv", impl, negative_slope, tensors):
         return library.residual(x_nchw, residual_nchw, weight, bias)
@@ -128,7 +131,7 @@ def activated_conv(
     _check("activated_conv", weight, bias, x_nchw.shape[1], x_nchw)
     tensors = [x_nchw, x_nchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("activated_conv", impl, x_nchw.shape[1], tensors):
-        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, None, negative_slope, 1)
+        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, None, negative_slope)
     if _takes_library("activated_conv", impl, negative_slope, tensors):
         return library.activated(x_nchw, weight, bias)
     return reference.activated(x_nchw, weight, bias, negative_slope)
@@ -139,27 +142,87 @@ def upsampled_conv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    growth: Tensor | None = None,
+    taps: Tensor | None = None,
     negative_slope: float = 1.0,
     impl: ConvImpl = "auto",
 ) -> Tensor:
-    """Return ``act(conv(up(x), W) + bias)`` as ``[N, O, 2H, 2W]``, channels last;
-    ``up`` doubles by nearest neighbours, and a slope of 1 means no activation.
-    ``weight`` is ``[O, C, 3, 3]``; zero padding is one pixel of the doubled size. The
-    reference builds the doubled pictures, while the kernel addresses the original
-    pixels and reads a quarter as much. ``auto`` is that of ``memory_conv``, with the
-    same table. Raises ValueError for invalid shapes or dtypes.
+    """Return ``act(conv(up(x), W) + bias)`` as ``[N, O, 2H, 2W]``, channels last.
+
+    ``up`` doubles by nearest neighbours; zero padding is one pixel of the doubled size.
+    The reference doubles pictures. Library and kernel compute four phases by 2x2 taps,
+    which are sums of the 3x3 taps that read the same original pixel: 4/9 of the
+    arithmetic, the same but for the rounding of the sums. ``auto`` uses the kernel for
+    entries of ``KERNEL_WINS``, else the library; with gradients the reference.
+
+    Args:
+        x_nchw: ``[N, C, H, W]``.
+        weight: ``[O, K, 3, 3]``; K is C without ``growth``.
+        bias: ``[O]``.
+        growth: ``[F * K, C, 1, 1]``, a 1x1 convolution that makes F pictures of each
+            before the doubling; the result is ``[N * F, O, 2H, 2W]``, in sequence.
+            Only the reference rounds what is between the two.
+        taps: ``phase_taps(weight, growth)``, to save computing them.
+        negative_slope: 1 is no activation, 0 is ReLU.
+        impl: The implementation.
+
+    Raises:
+        ValueError: for invalid shapes or dtypes.
     """
-    if x_nchw.ndim != 4:
-        raise ValueError(
-            f"upsampled_conv: x must be [N, C, H, W], got {list(x_nchw.shape)}"
-        )
-    _check("upsampled_conv", weight, bias, x_nchw.shape[1], x_nchw)
-    tensors = [x_nchw, x_nchw, weight, *([] if bias is None else [bias])]
-    if _takes_kernel("upsampled_conv", impl, x_nchw.shape[1], tensors):
-        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, None, negative_slope, 2)
-    if _takes_library("upsampled_conv", impl, negative_slope, tensors):
-        return library.upsampled(x_nchw, weight, bias)
+    _check_upsampled("upsampled_conv", x_nchw, weight, bias, growth)
+    tensors = [x_nchw, x_nchw, weight, *(x for x in (bias, growth) if x is not None)]
+    channels = x_nchw.shape[1]
+    if _takes_kernel("upsampled_conv", impl, channels, tensors):
+        taps = phase_taps(weight, growth) if taps is None else taps
+        return _convolve_upsampled(x_nchw, taps, bias, negative_slope)
+    if _takes_phases("upsampled_conv", impl, tensors):
+        taps = phase_taps(weight, growth) if taps is None else taps
+        return library.upsampled(x_nchw, taps, bias, negative_slope)
+    if growth is not None:
+        x_nchw = reference.grown(x_nchw, growth, weight.shape[1])
     return reference.upsampled(x_nchw, weight, bias, negative_slope)
+
+
+def upsampled_head(
+    x_nchw: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    head: Tensor,
+    head_bias: Tensor | None,
+    *,
+    growth: Tensor | None = None,
+    taps: tuple[Tensor, Tensor] | None = None,
+    negative_slope: float = 0.0,
+    impl: ConvImpl = "auto",
+) -> Tensor:
+    """Return ``conv(act(conv(up(x), W) + bias), head) + head_bias`` as ``[N * F, P, 2H,
+    2W]``, with zero padding of one pixel each.
+
+    ``head [P, O, 3, 3]`` is meant for few channels P. The library never writes the
+    doubled picture between the two: the second convolution reads phases, by 2x2 taps,
+    and writes four pixels as channels. See ``upsampled_conv`` for everything else;
+    ``taps`` are those of ``phase_taps`` and ``head_taps``.
+    """
+    _check_upsampled("upsampled_head", x_nchw, weight, bias, growth)
+    _check("upsampled_head", head, head_bias, weight.shape[0], x_nchw)
+    given = (bias, growth, head, head_bias)
+    tensors = [x_nchw, x_nchw, weight, *(x for x in given if x is not None)]
+    kernel = _takes_kernel("upsampled_head", impl, x_nchw.shape[1], tensors)
+    if not kernel and _takes_phases("upsampled_head", impl, tensors):
+        first, second = taps or (phase_taps(weight, growth), head_taps(head))
+        return library.upsampled_head(
+            x_nchw, first, bias, second, head_bias, negative_slope
+        )
+    inner = upsampled_conv(
+        x_nchw,
+        weight,
+        bias,
+        growth=growth,
+        taps=taps and taps[0],
+        negative_slope=negative_slope,
+        impl=impl,
+    )
+    return reference.activated(inner, head, head_bias, 1.0)
 
 
 def library_refusal(
@@ -187,6 +250,36 @@ def _check(
     dtypes = {x.dtype for x in (weight, *inputs, *([] if bias is None else [bias]))}
     if len(dtypes) > 1:
         raise ValueError(f"{op}: all tensors must have the same dtype, got {dtypes}")
+
+
+def _check_upsampled(
+    op: str, x_nchw: Tensor, weight: Tensor, bias: Tensor | None, growth: Tensor | None
+) -> None:
+    if x_nchw.ndim != 4:
+        raise ValueError(f"{op}: x must be [N, C, H, W], got {list(x_nchw.shape)}")
+    channels = x_nchw.shape[1] if growth is None else weight.shape[1]
+    _check(op, weight, bias, channels, x_nchw)
+    if growth is None:
+        return
+    if tuple(growth.shape[1:]) != (x_nchw.shape[1], 1, 1) or growth.shape[0] % channels:
+        raise ValueError(
+            f"{op}: growth must be [F * {channels}, {x_nchw.shape[1]}, 1, 1], "
+            f"got {list(growth.shape)}"
+        )
+    if growth.dtype != weight.dtype:
+        raise ValueError(
+            f"{op}: all tensors must have the same dtype, got {weight.dtype} and "
+            f"{growth.dtype}"
+        )
+
+
+def _takes_phases(op: str, impl: ConvImpl, tensors: list[Tensor]) -> bool:
+    if impl not in ("auto", "library"):
+        return False
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if wanted and impl == "library":
+        raise KernelUnsupportedError(f"{op}: a tensor requires gradients.")
+    return not wanted
 
 
 def _takes_library(
@@ -228,13 +321,10 @@ def _convolve(
     bias: Tensor | None,
     residual_nchw: Tensor | None,
     negative_slope: float,
-    growth: int,
 ) -> Tensor:
     from ultraflash_kernels.memory_conv import kernel
 
-    return kernel.forward(
-        x_btchw, past_bchw, weight, bias, residual_nchw, negative_slope, growth
-    )
+    return kernel.forward(x_btchw, past_bchw, weight, bias, residual_nchw, negative_slope)
 
 
 @_convolve.register_fake
@@ -245,10 +335,29 @@ def _convolve_shape(
     bias: Tensor | None,
     residual_nchw: Tensor | None,
     negative_slope: float,
-    growth: int,
 ) -> Tensor:
     batch, frames, _, height, width = x_btchw.shape
-    shape = (batch * frames, weight.shape[0], growth * height, growth * width)
+    shape = (batch * frames, weight.shape[0], height, width)
     return torch.empty(
         shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last
+    )
+
+
+@torch.library.custom_op("ultraflash::upsampled_conv", mutates_args=())
+def _convolve_upsampled(
+    x_nchw: Tensor, taps: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
+    from ultraflash_kernels.memory_conv import kernel
+
+    return kernel.upsampled(x_nchw, taps, bias, negative_slope)
+
+
+@_convolve_upsampled.register_fake
+def _convolve_upsampled_shape(
+    x_nchw: Tensor, taps: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
+    pictures, _, height, width = x_nchw.shape
+    shape = (pictures * taps.shape[0], taps.shape[1] // 4, 2 * height, 2 * width)
+    return torch.empty(
+        shape, dtype=taps.dtype, device=taps.device, memory_format=torch.channels_last
     )

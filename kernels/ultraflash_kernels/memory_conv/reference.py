@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["activated", "memory", "residual", "upsampled"]
+__all__ = ["activated", "grown", "memory", "residual", "upsampled"]
 
 
 def memory(
@@ -52,6 +52,17 @@ def upsampled(x_nchw: Tensor, weight: Tensor, bias: Tensor | None, slope: float)
     """See ``op.upsampled_conv``; nothing is checked here."""
     doubled = F.interpolate(_last(x_nchw), scale_factor=2.0, mode="nearest")
     return _act(F.conv2d(doubled, weight, bias, padding=1), slope)
+
+
+def grown(x_nchw: Tensor, growth: Tensor, width: int) -> Tensor:
+    """Return pictures of ``width`` channels: those that the 1x1 convolution ``growth
+    [F * width, C, 1, 1]`` makes of each picture, in sequence."""
+    made = F.conv2d(x_nchw, growth)
+    frames = len(growth) // width
+    if frames == 1:
+        return made
+    each = made.permute(0, 2, 3, 1).unflatten(3, (frames, -1)).permute(0, 3, 1, 2, 4)
+    return each.contiguous().flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _last(x_nchw: Tensor) -> Tensor:

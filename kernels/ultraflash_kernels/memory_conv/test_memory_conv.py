@@ -14,7 +14,6 @@ from ultraflash_kernels.memory_conv import (
     library,
     memory_conv,
     residual_conv,
-    upsampled_conv,
 )
 from ultraflash_kernels.testing import DEVICE, DTYPES, TOLERANCE
 
@@ -207,50 +206,6 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         residual_conv(x[0], residual.half(), one, bias)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("batch", "frames", "channels", "outs", "height", "width"), SIZES)
-def test_a_doubled_picture_convolved_equals_the_convolution_of_repeated_pixels(
-    batch: int,
-    frames: int,
-    channels: int,
-    outs: int,
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-) -> None:
-    x, _, _, one, bias, _ = example(batch, frames, channels, outs, height, width, dtype)
-    x = x.flatten(0, 1)
-    doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    for given in (bias, None):
-        expected = F.conv2d(
-            doubled, one.double(), None if given is None else given.double(), padding=1
-        )
-        assert_near(upsampled_conv(x, one, given, impl="reference"), expected, dtype)
-        if dtype in DTYPES:
-            assert_near(upsampled_conv(x, one, given, impl="triton"), expected, dtype)
-
-
-@pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_of_a_doubled_picture_nothing_around_it_is_read(impl: Impl) -> None:
-    x, _, _, one, bias, _ = example(2, 1, 5, 7, 4, 6, torch.float32)
-    x = x.flatten(0, 1)
-    around = torch.full((2, 6, 8, 8), math.nan, device=DEVICE)  # [N, H, W, C]
-    inside = around[:, 1:5, 1:7, 2:7].permute(0, 3, 1, 2)
-    inside.copy_(x)
-    torch.testing.assert_close(
-        upsampled_conv(inside, one, bias, impl=impl),
-        upsampled_conv(x, one, bias, impl=impl),
-    )
-
-
-def test_a_doubled_picture_of_other_channels_is_refused() -> None:
-    x, _, _, one, bias, _ = example(1, 1, 5, 7, 4, 6, torch.float32)
-    with pytest.raises(ValueError, match=r"upsampled_conv: weight must be \[O, 4, 3, 3\]"):
-        upsampled_conv(x.flatten(0, 1)[:, :4], one, bias)
-    with pytest.raises(ValueError, match=r"x must be \[N, C, H, W\]"):
-        upsampled_conv(x, one, bias)
-
-
 @pytest.fixture
 def cudnn_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stand-ins for the fused convolutions of cuDNN, and what they were asked for."""
@@ -290,10 +245,7 @@ def test_the_library_computes_what_follows_a_convolution_in_it(
         ):
             expected = ours(*given, impl="reference")
             assert_near(ours(*given), expected, torch.bfloat16)
-        doubled = upsampled_conv(flat, weight, None, negative_slope=0.0)
-        expected = upsampled_conv(flat, weight, None, negative_slope=0.0, impl="reference")
-        assert_near(doubled, expected, torch.bfloat16)
-    assert cudnn_on_a_cpu == ["add, relu", "add, relu", "relu", "relu"]
+    assert cudnn_on_a_cpu == ["add, relu", "add, relu", "relu"]
 
 
 def test_what_the_library_cannot_fuse_is_left_to_the_definition(
@@ -301,7 +253,6 @@ def test_what_the_library_cannot_fuse_is_left_to_the_definition(
 ) -> None:
     x, past, both, weight, bias, _ = example(1, 2, 16, 16, 3, 3, torch.bfloat16)
     memory_conv(x, past, both, bias, negative_slope=0.2)
-    upsampled_conv(x[0], weight)
     memory_conv(x.float(), past.float(), both.float(), bias.float())
     activated_conv(x[0], weight.clone().requires_grad_(), bias)
     assert not cudnn_on_a_cpu

@@ -229,8 +229,9 @@ def decoder_activations(
     """Return the numbers for ``latents`` latents of ``height`` x ``width`` at once. The
     peak is the time growth of a stage: its input, the resulting frames, and a
     contiguous copy; or a pixel shuffle: its input, the wide convolution's result and
-    two layouts of it; or nearest-neighbour upsampling, which follows the time growth:
-    small and doubled frames, and the convolution's result.
+    two layouts of it; or the convolution over doubled frames, which includes the time
+    growth: its input, the phases of one frame in ``time_growth``, and the result, which
+    is the last convolution's where that reads phases.
     """
     frames, plane = latents, height * width
     working, memories = 0, 0
@@ -243,16 +244,24 @@ def decoder_activations(
             working = max(working, 9 * piece)
             piece, plane = 4 * piece, 4 * plane
 
+        if stage.upsample and config.upsampling == "nearest":
+            plane *= 4
+            phases = following * frames * plane
+            result = following * stage.time_growth
+            if stage is config.stages[-1] and config.reads_phases:
+                result = 3 * config.last_shuffle**2 * (1 + stage.time_growth)
+            working = max(working, piece + phases + result * frames * plane)
+            frames *= stage.time_growth
+            continue
         copies = 1 if stage.time_growth == 1 else 2
         working = max(working, (1 + copies * stage.time_growth) * piece)
         frames *= stage.time_growth
         piece *= stage.time_growth
-        if stage.upsample and config.upsampling == "nearest":
-            piece, plane = (1 + 4) * piece, 4 * plane
         working = max(working, piece + following * frames * plane)
     out = 3 * frames * LATENT_PX**2 * height * width
     shuffled = 1 if plane == LATENT_PX**2 * height * width else 2
-    working = max(working, widths[-1] * frames * plane + shuffled * out)
+    before = 0 if config.reads_phases else widths[-1] * frames * plane
+    working = max(working, before + shuffled * out)
     if config.reads_low_frames:
         cell_px, cell_frames = config.last_cell
         features = config.stages[-1].width * out // (3 * cell_px**2 * cell_frames)

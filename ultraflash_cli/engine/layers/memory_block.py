@@ -1,8 +1,8 @@
 """The causal memory block, stacks of memory blocks, and growth and pooling in time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ultraflash_kernels.memory_conv import activated_conv, memory_conv, residual_conv
 
 __all__ = [
+    "Joined",
     "MemoryBlock",
     "MemoryInit",
     "MemorySequential",
@@ -156,6 +157,15 @@ class MemoryState:
         return self.memories if self.started else None
 
 
+class Joined(NamedTuple):
+    """Consecutive layers that are computed together."""
+
+    end: int
+    """Index of the layer after them."""
+    run: Callable[[Tensor], Tensor]
+    """What they compute."""
+
+
 class MemorySequential(nn.Sequential):
     """Sequential layers, including memory blocks; weights are named as in a list."""
 
@@ -167,6 +177,7 @@ class MemorySequential(nn.Sequential):
         *,
         added: Tensor | None = None,
         at: int = 0,
+        joined: Mapping[int, Joined] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run a piece of ``batch`` clips, frame after frame; differentiable.
 
@@ -176,18 +187,25 @@ class MemorySequential(nn.Sequential):
             batch: Clips.
             added: Added to the input of a layer.
             at: Index of that layer.
+            joined: Layers that are computed together, by the index of the first.
 
         Returns:
             The result, and the memory of each memory block after the last frame.
         """
         x = x_nchw
         after: list[Tensor] = []
+        done = 0
         for number, layer in enumerate(self):
+            if number < done:
+                continue
             if added is not None and number == at:
                 x = x + added
             if isinstance(layer, MemoryBlock):
                 x, memory = layer(x, None if past is None else past[len(after)], batch)
                 after.append(memory)
+            elif joined and number in joined:
+                x = joined[number].run(x)
+                done = joined[number].end
             else:
                 x = layer(x)
         return x, tuple(after)

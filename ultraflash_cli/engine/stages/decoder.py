@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.low_frames import LowFrames
 from ultraflash_cli.engine.layers.memory_block import (
+    Joined,
     MemoryBlock,
     MemoryInit,
     MemorySequential,
@@ -19,9 +21,9 @@ from ultraflash_cli.engine.layers.memory_block import (
     to_clip,
     to_frames,
 )
+from ultraflash_cli.engine.layers.upsampled_conv import UpsampledConv
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
-from ultraflash_kernels.memory_conv import upsampled_conv
 
 __all__ = ["Decoder", "DecoderConfig", "DecoderInputs", "DecoderStage", "ShuffleUp"]
 
@@ -104,20 +106,30 @@ class DecoderConfig:
         last = self.stages[-1].width if self.out_width is None else self.out_width
         return (*(stage.width for stage in self.stages), last)
 
+    @property
+    def reads_phases(self) -> bool:
+        """Whether the last convolution reads what precedes it before it is put
+        together to pictures of twice the size, see ``UpsampledConv``."""
+        doubles = self.stages[-1].upsample and self.upsampling == "nearest"
+        joins = self.negative_slope == 0 or self.linear_trunk
+        return doubles and joins and self.out_width is not None
+
     def piece(self, latents: int, height: int, width: int) -> int:
         """Return how many of ``latents`` latents of ``height`` x ``width`` are decoded
-        at once on a GPU, in even pieces. Upsampling does not support tensors with more
+        at once on a GPU, in even pieces. Libraries do not support all tensors with more
         values than 32 bits can index.
         """
-        frames, plane, largest = (
-            1,
-            height * width,
-            3 * FRAMES_PER_LATENT * 64 * height * width,
-        )
+        frames, largest = 1, 3 * FRAMES_PER_LATENT * 64 * height * width
         for stage, following in zip(self.stages, self.widths[1:], strict=True):
-            plane *= 4 if stage.upsample else 1
-            frames *= stage.time_growth
-            largest = max(largest, max(stage.width, following) * frames * plane)
+            wide = max(stage.width, following)
+            if stage.upsample and self.upsampling == "nearest":
+                wide = max(stage.width // 4, following)
+                phases = 4 * wide * frames * (height + 1) * (width + 1)
+                largest = max(largest, phases)
+            side = 2 if stage.upsample else 1
+            frames, height, width = frames * stage.time_growth, side * height, side * width
+            if not (self.reads_phases and stage is self.stages[-1]):
+                largest = max(largest, wide * frames * height * width)
         pieces = math.ceil(latents / max(1, MOST_VALUES // largest))
         return math.ceil(latents / max(1, pieces))
 
@@ -161,22 +173,6 @@ class ShuffleUp(nn.Module):
         return self.up(x).contiguous(memory_format=torch.channels_last)
 
 
-class UpsampledConv(nn.Conv2d):
-    """A convolution over pictures doubled by nearest neighbours. Time growth, a 1x1
-    convolution, precedes it, as it costs a quarter before the doubling. With
-    ``rectifies`` it includes ReLU.
-    """
-
-    def __init__(self, width: int, out_width: int, *, bias: bool, rectifies: bool) -> None:
-        super().__init__(width, out_width, 3, padding=1, bias=bias)
-        self.slope = 0.0 if rectifies else 1.0
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, C', 2 H, 2 W]."""
-        weight = self.weight.to(input.dtype)
-        return upsampled_conv(input, weight, self.bias, negative_slope=self.slope)
-
-
 class Decoder(nn.Module):
     """Latents [B, C, T, H, W] to RGB [B, 3, 4T, 8H, 8W], nominally in [0, 1], not
     clamped.
@@ -198,7 +194,8 @@ class Decoder(nn.Module):
         layers.append(activation(trunk))
 
         # Nearest-neighbour doubling is fused into the next convolution, including its
-        # ReLU.
+        # ReLU. Time growth, a 1x1 convolution, comes before it, where it costs a
+        # quarter.
         doubled = False
         last = activation(trunk)
         for number, stage in enumerate(config.stages, start=1):
@@ -261,11 +258,35 @@ class Decoder(nn.Module):
         if low_bcthw is not None:
             features, pixels = self.condition(low_bcthw, 8 * height)
         x, after = self.decoder.stream(
-            to_frames(latents_bcthw), memories, batch, added=features, at=self._last_stage
+            to_frames(latents_bcthw),
+            memories,
+            batch,
+            added=features,
+            at=self._last_stage,
+            joined=self._joined(),
         )
         if self.config.signed:
             x = (x + 1) / 2
         return to_clip(x if pixels is None else x + pixels, batch), after
+
+    def _joined(self) -> dict[int, Joined]:
+        """Return the convolutions over doubled pictures, with the time growth before
+        them and the last convolution."""
+        layers = list(self.decoder)
+        found: dict[int, Joined] = {}
+        for number, layer in enumerate(layers):
+            if not isinstance(layer, UpsampledConv):
+                continue
+            before, behind = layers[number - 1], layers[number + 1 : number + 3]
+            growth = before if isinstance(before, TimeGrowth) else None
+            head = (
+                behind[-1] if len(behind) == 2 and type(behind[0]) is nn.Identity else None
+            )
+            head = head if type(head) is nn.Conv2d else None
+            run = partial(layer, growth=growth, head=head)
+            first = number if growth is None else number - 1
+            found[first] = Joined(number + (1 if head is None else 3), run)
+        return found
 
     def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first latent of ``height`` x ``width``."""
