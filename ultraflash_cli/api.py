@@ -407,7 +407,8 @@ def _values(options: Mapping[str, Any], known: type, function: str) -> dict[str,
     for name in options:
         if name not in names:
             raise TypeError(f"{function}() has no option {name!r}; it has {', '.join(sorted(names))}")
-    values = {name: value for name, value in options.items() if value is not None or name == "guard"}
+    given = {name: value for name, value in options.items() if value is not None or name == "guard"}
+    values: dict[str, Any] = given
     if "enc_opt" in values:
         values["enc_options"] = tuple((key, str(value)) for key, value in dict(values.pop("enc_opt")).items())
     if "temp_dir" in values:
