@@ -100,7 +100,7 @@ class UpscaleOptions(_SharedOptions, total=False):
     chroma_shift: str
     grain: Literal["none", "keep", "remove"]
     fps: float | Fraction | None
-    audio: Literal["copy", "aac", "flac", "none"]
+    audio: Literal["copy", "aac", "flac", "opus", "none"]
     subs: bool
     strict: bool
     images: bool

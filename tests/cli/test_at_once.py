@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import av
 import pytest
 from PIL import Image
 
@@ -98,6 +99,20 @@ def test_compare_names_the_ffmpeg_that_it_lacks_before_reading(
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     assert main(["compare", str(tmp_path / "a.mp4"), str(tmp_path / "a.mp4")]) == 2
     assert "error: measuring needs the ffmpeg of the Python package imageio-ffmpeg; run pip" in capsys.readouterr().err
+
+
+def test_webm_says_before_the_work_that_sound_is_left_out_and_opus_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = make_clip(tmp_path / "a.mkv", frames=12), tmp_path / "a.webm"
+    command = ["upscale", str(source), "-o", str(output), "--res", "2x", "--json", "-q"]
+    assert main([*command, "--dry-run"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.endswith("audio aac: .webm cannot hold it; .mkv can, --audio opus converts it")
+    assert main([*command, "--audio", "opus"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
+    with av.open(str(output)) as made:
+        assert made.streams.audio[0].codec_context.codec.canonical_name == "opus"
 
 
 def test_sizes_that_only_the_hub_knows_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

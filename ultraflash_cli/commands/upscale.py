@@ -89,8 +89,10 @@ def upscale(
         ),
     ] = "keep",
     audio: Annotated[
-        Literal["copy", "aac", "flac"],
-        typer.Option("--audio", case_sensitive=False, help="Copy the audio; aac, flac: convert what cannot be copied."),
+        Literal["copy", "aac", "flac", "opus"],
+        typer.Option(
+            "--audio", case_sensitive=False, help="Copy the audio; aac, flac, opus: convert what cannot be copied."
+        ),
     ] = "copy",
     no_audio: Annotated[bool, typer.Option("--no-audio", help="Drop the audio.")] = False,
     subs: Annotated[bool, typer.Option("--subs/--no-subs", help="Keep or drop the subtitles.")] = True,

@@ -26,7 +26,7 @@ __all__ = [
     "tick_of",
 ]
 
-CONVERTIBLE = ("aac", "flac")
+CONVERTIBLE = ("aac", "flac", "opus")
 """Codecs to convert audio to, on request, if it cannot be copied."""
 Refusals = Mapping[str, Mapping[int, str]]
 """Reason why a muxer rejects a stream, by container and stream."""
@@ -193,7 +193,7 @@ def plan_streams(
     An ``output_suffix`` given by the user takes precedence, and streams that it cannot
     hold are converted losslessly or dropped. Otherwise the input's container is kept if
     it can hold everything, or replaced by MP4 if it is not a supported output, or by
-    the container that keeps most. ``audio`` (aac or flac) is the codec for audio that
+    the container that keeps most. ``audio`` (aac, flac or opus) is the codec for audio that
     cannot be copied; ``fps`` is the new frame rate, if any; ``refused`` lists, by
     suffix, the streams that the muxer rejects, and why. Raises ``UsageError`` for a
     suffix that is unknown or cannot hold the video.
@@ -342,8 +342,9 @@ class _Choice:
         ]
         why = self.refused.get(suffix, {}).get(stream.index, f"{suffix} cannot hold it")
         ways = [f"{keepers[0]} can"] if keepers else []
-        if stream.kind == "audio" and self.audio == "copy" and "aac" in _CONTAINERS[suffix].audio:
-            ways.append("--audio aac converts it")
+        held = [codec for codec in ("aac", "opus") if codec in _CONTAINERS[suffix].audio]
+        if stream.kind == "audio" and self.audio in ("copy", *CONVERTIBLE) and held and self.audio not in held:
+            ways.append(f"--audio {held[0]} converts it")
         return "; ".join([why, ", ".join(ways)] if ways else [why])
 
 

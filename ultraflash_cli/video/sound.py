@@ -37,6 +37,8 @@ _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 120
 _AAC_BITS = 96_000
 """Bits per second for each channel, at the usual sample rates."""
 _AAC_BITS_OF_SAMPLE = 4
+_OPUS_RATE, _OPUS_BITS = 48_000, 64_000
+"""Samples per second, and bits per second for each channel."""
 _MOST_CHANNELS = 8
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _SKIPPED: Literal["skip_samples"] = "skip_samples"
@@ -71,20 +73,25 @@ def add_sound(container: OutputContainer, source: AudioStream, codec: str, bits:
     layout = source.codec_context.layout.name
     if codec == "aac":
         rate = min(_AAC_RATES, key=lambda known: (known < rate, abs(known - rate)))
-        # For files without a channel layout, or with too many channels.
-        if "channels" in layout or channels > _MOST_CHANNELS:
-            layout = _USUAL_LAYOUTS.get(channels, "stereo")
+    elif codec == "opus":
+        rate = _OPUS_RATE
+    # For files without a channel layout, or with too many channels.
+    if codec in ("aac", "opus") and ("channels" in layout or channels > _MOST_CHANNELS):
+        layout = _USUAL_LAYOUTS.get(channels, "stereo")
 
-    added = container.add_stream(codec, rate=rate, layout=layout)
+    # FFmpeg's own encoder of Opus is experimental.
+    added = container.add_stream("libopus" if codec == "opus" else codec, rate=rate, layout=layout)
     assert isinstance(added, AudioStream), "an audio encoder makes an audio stream"
     context = added.codec_context
     deep = bits > 16
     context.format = {
         "aac": "fltp", "flac": "s32" if deep else "s16", "pcm_u8": "u8", "pcm_s16le": "s16", "pcm_f32le": "flt",
-        "pcm_f64le": "dbl",
+        "pcm_f64le": "dbl", "opus": "flt",
     }.get(codec, "s32")  # fmt: skip
     if codec == "aac":
         context.bit_rate = min(_AAC_BITS, _AAC_BITS_OF_SAMPLE * rate) * max(1, len(context.layout.channels))
+    elif codec == "opus":
+        context.bit_rate = _OPUS_BITS * max(1, len(context.layout.channels))
     context.time_base = added.time_base = Fraction(1, rate)
     context.open()
     return SoundConverter(source, added)
@@ -124,6 +131,9 @@ class SoundConverter:
         except FFmpegError:
             frames = []
         packets = list(self._encoded(frames))
+        rest = self._resampled(None)
+        if self._next is not None and rest is not None:
+            packets += self._append(rest)
         if self._waiting is not None and self._waiting.shape[1]:
             packets += self._encode(self._waiting)
             self._waiting = None
@@ -172,6 +182,13 @@ class SoundConverter:
             self._setup = setup
             self._resampler = av.AudioResampler(format=self._format, layout=self._encoder.layout, rate=self._rate)
         frame.pts = None
+        return self._resampled(frame)
+
+    def _resampled(self, frame: av.AudioFrame | None) -> "NDArray[np.generic] | None":
+        """Return the samples of a frame, or those that are left at the end, like
+        ``_converted``."""
+        if self._resampler is None:
+            return None
         try:
             pieces = [piece.to_ndarray() for piece in self._resampler.resample(frame)]
         except (FFmpegError, ValueError):

@@ -80,8 +80,8 @@ class UpscaleJob(UpscalingOptions, SharedSettings):
     limit."""
     color: Literal["match", "off"] = "match"
     cuts: Literal["auto", "off"] = "auto"
-    audio: Literal["copy", "aac", "flac", "none"] = "copy"
-    """aac and flac: codec for audio that the container cannot hold unchanged."""
+    audio: Literal["copy", "aac", "flac", "opus", "none"] = "copy"
+    """aac, flac and opus: codec for audio that the container cannot hold unchanged."""
     subs: Literal["copy", "none"] = "copy"
     fps: Fraction | None = None
     """Frames per second of the output, by repeating or dropping frames; for images,

@@ -156,7 +156,7 @@ def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str 
         "--no-cuts": job.cuts == "off",
         "--prompt": job.prompt,
         "--fps": _rate(job.fps),
-        "--audio": job.audio if job.audio in ("aac", "flac") else None,
+        "--audio": job.audio if job.audio in ("aac", "flac", "opus") else None,
         "--no-audio": job.audio == "none",
         "--no-subs": job.subs == "none",
     }
