@@ -245,11 +245,12 @@ def attention(here: Here) -> dict[str, Any]:
             call = lambda: block_list_attention(*given, ring=ring, fill=fill, impl=impl)  # noqa: E731
             return flops / here.median_ms(call) / 1e9
 
-        def rate_fp8(given: Any = (q, k, v, old_k, old_v), lists: Any = lists) -> float:
+        def rate_fp8(impl: Any = "triton", given: Any = (q, k, v, old_k, old_v), group: Any = group) -> float:
+            _, _, _, lists, _, fill, flops = group
             rows = [quantise_rows(each) for each in given]
             small, old = (rows[0], rows[1], rows[2].turned(), lists), (rows[3], rows[4].turned())
-            call = lambda: block_list_attention_fp8(*small, ring=old, fill=fill)  # noqa: B023, E731
-            return flops / here.median_ms(call) / 1e9  # noqa: B023
+            call = lambda: block_list_attention_fp8(*small, ring=old, fill=fill, impl=impl)  # noqa: E731
+            return flops / here.median_ms(call) / 1e9
 
         for name, cut in cuts.items():
             with mock.patch.object(kernel, "tiles", lambda *_, cut=cut: kernel.Tiles(*cut)):
@@ -264,6 +265,7 @@ def attention(here: Here) -> dict[str, Any]:
             call = lambda: compiled(flat[0], flat[1], flat[2], block_mask=mask)  # noqa: B023, E731
             here.tried(found, f"{size}, FlexAttention", lambda call=call, n=flops: n / here.median_ms(call) / 1e9)
         last[f"{size}, kernel for Hopper"] = lambda rate=rate: rate("hopper")
+        last[f"{size}, kernel for Hopper, fp8"] = lambda rate=rate_fp8: rate("hopper")
 
     # It has never run: an illegal access would fail all that follows in this process.
     for name, call in last.items():
