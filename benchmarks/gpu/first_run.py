@@ -40,6 +40,8 @@ SECTIONS: Mapping[str, int] = {
     "fps_generate_1k_stretch": 70,
     "fps_upscale_2k_hopper": 60,
     "fps_generate_1k_hopper": 70,
+    "fps_upscale_2k_stretch_hopper": 60,
+    "fps_generate_1k_stretch_hopper": 70,
     "race": 60,
     "state": 40,
     "two_gpus": 90,
