@@ -1,10 +1,13 @@
 """The ring of keys and values: its contents when full, and the order in which it
 accepts chunks."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultraflash_cli.engine.cache import WindowRing
 
@@ -70,3 +73,23 @@ def test_a_ring_in_8_bits_has_whole_pieces_of_tokens_and_places_for_them() -> No
     three = torch.zeros(1, 2, 3, 4)
     with pytest.raises(AssertionError, match="a ring in 8 bits is overwritten"):
         ring.write(three, three, start=3, capacity=9, sink=0, in_place=False)
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "8 bits"])
+def test_what_stays_moves_without_a_copy_of_it(fp8: bool) -> None:
+    ring = WindowRing.empty((1, 2, 96, 16), dtype=torch.bfloat16, device=torch.device("cpu"), fp8=fp8)
+    for start in range(0, 96, 16):
+        ring, _ = ring.reserve(16, start=start, capacity=96, sink=16)
+    made: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                made.append(out.untyped_storage().data_ptr())
+            return out
+
+    with Watch():
+        ring, _ = ring.reserve(16, start=96, capacity=96, sink=16)
+    buffers = {x.untyped_storage().data_ptr() for x in (ring.k, ring.v, ring.k_scales, ring.v_scales) if x is not None}
+    assert made and set(made) <= buffers, "every tensor is a part of the ring's buffers"

@@ -288,12 +288,11 @@ class KvTokens(NamedTuple):
             self.v_scales[..., start:end],
         )
 
-    def copy_(self, tokens: "KvTokens", *, overlapping: bool = False) -> None:
-        """Copy the numbers of other tokens of the same form, which may be those of an
-        ``overlapping`` part of the same buffers."""
+    def copy_(self, tokens: "KvTokens") -> None:
+        """Copy the numbers of other tokens of the same form."""
         for to, source in zip(self, tokens, strict=True):
             if to is not None and source is not None:
-                to.copy_(source.clone() if overlapping else source)
+                to.copy_(source)
 
 
 @dataclass(frozen=True)
@@ -388,8 +387,12 @@ class WindowRing:
         kept, left = self._room(count, start, capacity, sink)
         first = kept - left
         if left:
-            moved = self._tokens.part(sink + left, kept)
-            self._tokens.part(sink, first).copy_(moved, overlapping=True)
+            # Oldest first and no more than is dropped at once, so that no copy reads
+            # what it writes.
+            for to in range(sink, first, left):
+                end = min(to + left, first)
+                moved = self._tokens.part(to + left, end + left)
+                self._tokens.part(to, end).copy_(moved)
         ring = dataclasses.replace(self, fill=first + count, total=start + count)
         return ring, self._tokens.part(first, first + count)
 
