@@ -2,6 +2,8 @@
 only decrease."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +97,22 @@ def test_dense_attention_in_8_bits_has_a_rate_of_its_own() -> None:
     assert [launch.flops for launch in hopper] == [launch.flops for launch in launches]
     expected_ms = 4 * 12 * 4680 * 9360 * 128 / 600e9
     assert roof.parts_ms == pytest.approx({"products": 0, "attention": expected_ms, "convolutions": 0, "passes": 0})
+
+
+def test_docs_say_what_the_kernels_for_hopper_would_change(repository: Path) -> None:
+    text = " ".join((repository / "docs" / "performance.md").read_text().split())
+    traced = [trace(name) for name in TRACES]
+    for precision, suffix, rates in (
+        ("bf16", "", "attention=560,sparse_attention=540"),
+        ("fp8", " fp8", "fp8_attention=600,fp8_sparse_attention=600"),
+    ):
+        said = re.search(rf"the {precision} column would read (\d+), (\d+), (\d+) and (\d+)\.", text)
+        assert said is not None
+        found = {
+            each.name: each.expected_fps for each in cascades([roof_of(each, parse_rates(rates)) for each in traced])
+        }
+        expected = [found[name + suffix] for name in ("generate 1k", "generate 2k", "upscale 1k", "upscale 2k")]
+        assert [int(each) for each in said.groups()] == pytest.approx(expected, abs=0.51)
 
 
 def test_bench_roofline_estimates_the_published_model_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

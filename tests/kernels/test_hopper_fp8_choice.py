@@ -2,6 +2,7 @@
 only after its results have been compared with the Triton kernel's."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tests.kernels.gluon_emulator import emulated
 from tests.kernels.hopper_stand_ins import CAN_RUN, Calls, by_reference
+from ultraflash_cli.engine.cache import KvRing, WindowRing
 from ultraflash_kernels import dispatch
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import (
@@ -156,6 +158,14 @@ def test_other_shapes_and_layouts_are_left_to_the_triton_kernel(calls: Calls) ->
     assert hopper_fp8.refusal(q, k, v) is None
     dense_attention_fp8(q, apart, v)
     assert calls == ["triton"]
+
+
+def test_the_caches_of_both_transformers_suit_the_kernel(calls: Calls) -> None:
+    like: dict[str, Any] = {"dtype": torch.bfloat16, "device": torch.device("cpu"), "fp8": True}
+    window = replace(WindowRing.empty((2, 3, 150, SIDE), **like), fill=70)
+    assert hopper_fp8.refusal(drawn(2, 3, 130), *window.used.rows) is None
+    blocks = KvRing.empty((2, 3, 4, SIDE, SIDE), paired=True, **like).in_use
+    assert hopper_fp8.refusal(drawn(2, 3, 2, SIDE), *blocks.part(2, 4).rows, *blocks.rows) is None
 
 
 def test_an_explicit_choice_never_falls_back() -> None:
