@@ -24,7 +24,7 @@ BUDGETS = {
     "generator": (2753, 135.5, 38.8),
     "generator fp8": (3173, 121, 57.2),
     "generator fp8 steps": (2582, 97.5, 46.2),
-    "encoder": (474, 21.5, 11.2),
+    "encoder": (436, 10.1, 1.8),
     "upsampler 1k": (72, 4.3, 1.1),
     "upsampler 2k": (72, 9.6, 2.4),
     "SR transformer 1k": (615, 176, 44.8),

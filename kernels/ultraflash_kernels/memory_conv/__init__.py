@@ -2,6 +2,7 @@
 
 from ultraflash_kernels.memory_conv.op import (
     activated_conv,
+    library_refusal,
     memory_conv,
     residual_conv,
     upsampled_conv,
@@ -12,6 +13,7 @@ from ultraflash_kernels.memory_conv.phases import head_taps, phase_taps
 __all__ = [
     "activated_conv",
     "head_taps",
+    "library_refusal",
     "memory_conv",
     "phase_taps",
     "residual_conv",

@@ -2,12 +2,15 @@
 memory."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import (
+    Joined,
     MemoryBlock,
     MemoryInit,
     MemorySequential,
@@ -16,8 +19,10 @@ from ultraflash_cli.engine.layers.memory_block import (
     activation,
     to_clip,
 )
+from ultraflash_cli.engine.layers.pooled_conv import PooledConv
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, filled_up
 from ultraflash_cli.errors import ConfigError
+from ultraflash_kernels.memory_conv import library_refusal
 
 __all__ = ["Encoder", "EncoderConfig"]
 
@@ -90,6 +95,7 @@ class Encoder(nn.Module):
 
         layers.append(nn.Conv2d(width, config.latent_channels, 3, padding=1))
         self.encoder = MemorySequential(*layers)
+        self._pooled = [PooledConv() for _ in config.strides]
 
     def encode(
         self, frames_bcthw: Tensor, memories: tuple[Tensor, ...] | None
@@ -103,8 +109,29 @@ class Encoder(nn.Module):
         x = frames_bcthw.transpose(1, 2).flatten(0, 1)
         x = F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x
         x = x.contiguous(memory_format=torch.channels_last)
-        x, after = self.encoder.stream(x, memories, batch)
+        x, after = self.encoder.stream(x, memories, batch, joined=self._joined(x))
         return to_clip(x, batch), after
+
+    def _joined(self, x_nchw: Tensor) -> dict[int, Joined]:
+        """Return what is computed together on a GPU: pooling in time with the
+        convolution after it, and where ReLU precedes them the first convolution."""
+        weights = self.encoder.parameters()
+        if self.config.negative_slope or library_refusal(self._weight, x_nchw, *weights):
+            return {}
+        layers = list(self.encoder)
+        pools = [number for number, x in enumerate(layers) if isinstance(x, TimePool)]
+        found: dict[int, Joined] = {}
+        for pooled, number in zip(self._pooled, pools, strict=True):
+            two: dict[str, Any] = {"pool": layers[number], "conv": layers[number + 1]}
+            found[number] = Joined(number + 2, partial(pooled.run, **two))
+        if isinstance(layers[1], nn.ReLU):
+            three: dict[str, Any] = {
+                "first": layers[0],
+                "pool": layers[2],
+                "conv": layers[3],
+            }
+            found[0] = Joined(4, partial(self._pooled[0].run_first, **three))
+        return found
 
     def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first frame of ``height`` x ``width`` pixels,
