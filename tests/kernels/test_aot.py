@@ -30,7 +30,7 @@ def test_no_kernel_spills_more_than_the_table_says(repository: Path) -> None:
 
 
 def test_the_table_lists_every_target_and_no_spill_of_attention_at_head_size_128(repository: Path) -> None:
-    from benchmarks.aot import EIGHT_BITS
+    from benchmarks.aot_cases import EIGHT_BITS
     from benchmarks.aot_gates import HOPPER, HOT
 
     kernels = json.loads((repository / TABLE).read_text())["kernels"]
