@@ -1,14 +1,17 @@
 """Budgets for the launches and memory traffic of a full-size group on a GPU; they may
 only decrease."""
 
+import functools
+import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ultraflash_cli.bench.roofline import H200, cascades, parse_rates, roof_of
+from ultraflash_cli.bench.roofline import H200, Cascade, cascades, parse_rates, roof_of
 from ultraflash_cli.bench.trace import (
     TRACES,
     Launch,
@@ -17,6 +20,8 @@ from ultraflash_cli.bench.trace import (
     trace,
 )
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.jobs.planning.feed import expected_fps
+from ultraflash_cli.jobs.running import prepare
 from ultraflash_cli.main import main
 
 BUDGETS = {
@@ -35,11 +40,19 @@ BUDGETS = {
     "decoder 2k": (224, 107, 21.3),
 }
 
+traced = functools.cache(trace)
+
+
+@pytest.fixture(scope="module")
+def estimates() -> dict[str, Cascade]:
+    """Return the frame rates of an H200 by the name of the cascade."""
+    return {each.name: each for each in cascades([roof_of(traced(name), H200) for name in TRACES])}
+
 
 @pytest.mark.parametrize("name", TRACES)
 def test_a_group_stays_within_its_budget(name: str) -> None:
     launches, moved_gb, passes_gb = BUDGETS[name]
-    found = trace(name)
+    found = traced(name)
     assert found.count <= launches
     assert found.bytes <= moved_gb * 1e9
     assert found.pass_bytes <= passes_gb * 1e9
@@ -99,22 +112,6 @@ def test_dense_attention_in_8_bits_has_a_rate_of_its_own() -> None:
     assert roof.parts_ms == pytest.approx({"products": 0, "attention": expected_ms, "convolutions": 0, "passes": 0})
 
 
-def test_docs_say_what_the_kernels_for_hopper_would_change(repository: Path) -> None:
-    text = " ".join((repository / "docs" / "performance.md").read_text().split())
-    traced = [trace(name) for name in TRACES]
-    for precision, suffix, rates in (
-        ("bf16", "", "attention=560,sparse_attention=540"),
-        ("fp8", " fp8", "fp8_attention=600,fp8_sparse_attention=600"),
-    ):
-        said = re.search(rf"the {precision} column would read (\d+), (\d+), (\d+) and (\d+)\.", text)
-        assert said is not None
-        found = {
-            each.name: each.expected_fps for each in cascades([roof_of(each, parse_rates(rates)) for each in traced])
-        }
-        expected = [found[name + suffix] for name in ("generate 1k", "generate 2k", "upscale 1k", "upscale 2k")]
-        assert [int(each) for each in said.groups()] == pytest.approx(expected, abs=0.51)
-
-
 def test_bench_roofline_estimates_the_published_model_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--roofline", "--json", "--rates", "product=1000"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -131,3 +128,64 @@ def test_bench_roofline_estimates_the_published_model_without_a_gpu(capsys: pyte
     assert all(each["hopper_two_gpus_fps"] >= each["hopper_fps"] for each in fps.values())
     assert cascades([]) == []
     assert main(["bench", "--rates", "product=1"]) == 2
+
+
+@pytest.mark.parametrize(("size", "width_px", "height_px"), [("1k", 1664, 960), ("2k", 2496, 1440)])
+@pytest.mark.parametrize("command", ["upscale", "generate"])
+def test_presets_assume_the_speed_that_is_estimated(
+    estimates: dict[str, Cascade], command: str, size: str, width_px: int, height_px: int
+) -> None:
+    assumed = expected_fps(
+        "ultraflash",
+        "cuda",
+        width_px=width_px,
+        height_px=height_px,
+        generates=command == "generate",
+        facts=prepare._Facts(),
+    )
+    assert assumed == pytest.approx(estimates[f"{command} {size}"].expected_fps, rel=0.04)
+
+
+def test_the_documented_estimates_are_those_of_the_roofline(repository: Path, estimates: dict[str, Cascade]) -> None:
+    text = (repository / "docs" / "performance.md").read_text()
+    titles = {"generate": "generate {}, 12-frame window", "upscale": "upscale to {} (model)"}
+    for command, size in itertools.product(titles, ("1k", "2k")):
+        plain, small = estimates[f"{command} {size}"], estimates[f"{command} {size} fp8"]
+        fewer = estimates.get(f"{command} {size} fp8 steps")
+        pairs = [(each.expected_fps, each.hopper_fps) for each in (plain, small)]
+        if fewer is not None:
+            pairs.append((fewer.expected_fps, fewer.hopper_fps))
+            pairs.append((plain.two_gpus_fps, plain.hopper_two_gpus_fps))
+        cells = [titles[command].format(size.upper()), f"{plain.ideal_fps:.0f}"]
+        cells += [f"{default:.0f} / {hopper:.0f}" for default, hopper in pairs]
+        assert f"| {' | '.join(cells)} |" in text
+
+
+def test_docs_say_what_the_rates_of_others_in_8_bits_would_change(repository: Path) -> None:
+    text = " ".join((repository / "docs" / "performance.md").read_text().split())
+    said = re.search(
+        r"Others reach 750 in 8 bits; .* would be (\d+), (\d+), (\d+) and (\d+), and with `steps` (\d+) and (\d+)\.",
+        text,
+    )
+    assert said is not None
+    rates = replace(H200, fp8_attention=750, fp8_sparse_attention=750)
+    fps = {each.name: each.expected_fps for each in cascades([roof_of(traced(name), rates) for name in TRACES])}
+    names = [f"{command} {size} fp8" for command in ("generate", "upscale") for size in ("1k", "2k")]
+    names += [f"generate {size} fp8 steps" for size in ("1k", "2k")]
+    assert [int(number) for number in said.groups()] == [round(fps[name]) for name in names]
+
+
+def test_the_documented_traffic_is_what_is_counted(repository: Path) -> None:
+    text = (repository / "docs" / "performance.md").read_text()
+
+    def sizes(stage: str, field: str, suffix: str = "") -> str:
+        return " / ".join(f"{getattr(traced(f'{stage} {size}{suffix}'), field) / 1e9:.0f}" for size in ("1k", "2k"))
+
+    for row in (
+        f"| SR transformer, 1K / 2K | 342 / 785 | {sizes('SR transformer', 'bytes')} |",
+        f"| SR transformer in 8 bits, 1K / 2K | 224 / 504 | {sizes('SR transformer', 'bytes', ' fp8')} |",
+        f"| decoder, passes without arithmetic, 1K / 2K | 74 / 167 | {sizes('decoder', 'pass_bytes')} |",
+        f"| generator, a chunk of 12 frames | 216 | {traced('generator').bytes / 1e9:.0f} |",
+        f"| generator in 8 bits, a chunk of 12 frames | 152 | {traced('generator fp8').bytes / 1e9:.0f} |",
+    ):
+        assert row in text

@@ -5,12 +5,12 @@ from ultraflash_cli.jobs.planning.models import ModelFacts
 __all__ = ["expected_fps"]
 
 _PUBLISHED = "ultraflash"
-_PIXEL_S = {_PUBLISHED: 7e-9}
+_PIXEL_S = {_PUBLISHED: 6.5e-9}
 """Seconds per output pixel: upscaling on one H200 as `bench --roofline` expects it, about
-86 frames per second at 1K and 39 at 2K."""
+96 frames per second at 1K and 43 at 2K."""
 _OTHER_PIXEL_S = 1e-9
 """The same for the small models, which are never waited for."""
-_GENERATED_FRAME_S = {_PUBLISHED: 0.024}
+_GENERATED_FRAME_S = {_PUBLISHED: 0.022}
 """Seconds that the generator adds to a frame of any size."""
 
 
