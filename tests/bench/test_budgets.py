@@ -29,15 +29,15 @@ BUDGETS = {
     "generator": (2753, 135.5, 38.8),
     "generator fp8": (3173, 121, 57.2),
     "generator fp8 steps": (2582, 97.5, 46.2),
-    "encoder": (436, 10.1, 1.8),
-    "upsampler 1k": (72, 4.3, 1.1),
-    "upsampler 2k": (72, 9.6, 2.4),
+    "encoder": (418, 9.4, 0.9),
+    "upsampler 1k": (64, 3.7, 0.5),
+    "upsampler 2k": (64, 8.3, 1.1),
     "SR transformer 1k": (615, 176, 44.8),
     "SR transformer 2k": (615, 394, 101.2),
     "SR transformer 1k fp8": (675, 177, 90.2),
     "SR transformer 2k fp8": (675, 397, 203),
-    "decoder 1k": (112, 47, 9.0),
-    "decoder 2k": (224, 107, 21.3),
+    "decoder 1k": (103, 42.3, 3.9),
+    "decoder 2k": (206, 97, 9.9),
 }
 
 traced = functools.cache(trace)

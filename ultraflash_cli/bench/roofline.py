@@ -153,7 +153,7 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
         return "attention", rates.attention
     if launch.op.startswith("block_list_attention"):
         return "attention", rates.fp8_sparse_attention if "fp8" in launch.op else rates.sparse_attention
-    if launch.op in ("convolution", "fused_conv", "memory_conv"):
+    if launch.op in ("convolution", "fused_conv", "earlier_conv", "memory_conv"):
         wide = rates.wide_convolution if launch.rows >= 256 else rates.convolution
         return "convolutions", wide if launch.rows >= 128 else rates.narrow_convolution
     many = launch.rows >= _MANY_ROWS

@@ -39,7 +39,7 @@ _FREE = frozenset(
 )
 """Operations that launch nothing; torch reports which others are views."""
 
-_WEIGHT_OF = {"memory_conv": 2, "fused_conv": 1}
+_WEIGHT_OF = {"memory_conv": 2, "earlier_conv": 2, "fused_conv": 1}
 """Position of the kernels among the arguments of fused convolutions."""
 
 

@@ -112,6 +112,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         torch.ops.ultraflash.fused_conv: _fused_conv_flops,
         torch.ops.ultraflash.linear_gelu: _linear_gelu_flops,
         torch.ops.ultraflash.memory_conv: _memory_conv_flops,
+        torch.ops.ultraflash.earlier_conv: _memory_conv_flops,
         torch.ops.ultraflash.text_attention: _text_attention_flops,
         torch.ops.ultraflash.text_attention_fp8: _text_attention_flops,
         torch.ops.ultraflash.upsampled_conv: _upsampled_conv_flops,

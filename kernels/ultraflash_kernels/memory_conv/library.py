@@ -16,6 +16,7 @@ __all__ = [
     "residual",
     "upsampled",
     "upsampled_head",
+    "writes_into",
 ]
 
 
@@ -64,20 +65,46 @@ def memory(
     x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """Return the result of ``op.memory_conv``; frames and their predecessors share an
-    epilogue. The predecessors are copied into one tensor."""
+    epilogue."""
     channels = x_btchw.shape[2]
     now, before = (
         each.contiguous(memory_format=torch.channels_last)
         for each in (weight[:, :channels], weight[:, channels:])
     )
-    parts = [
-        part
-        for past, frames in zip(past_bchw.split(1), x_btchw, strict=True)
-        for part in (past, frames[:-1])
-    ]
-    earlier = past_bchw if x_btchw.shape[1] == 1 else torch.cat(parts)
-    remembered = F.conv2d(_last(earlier), before, padding=1)
+    if x_btchw.shape[1] == 1:
+        remembered = F.conv2d(_last(past_bchw), before, padding=1)
+    elif writes_into(x_btchw.device, x_btchw.dtype):
+        remembered = _earlier(x_btchw, past_bchw, before)
+    else:
+        parts = [part for pair in _predecessors(x_btchw, past_bchw) for part in pair]
+        remembered = F.conv2d(_last(torch.cat(parts)), before, padding=1)
     return residual(x_btchw.flatten(0, 1), remembered, now, bias)
+
+
+def _predecessors(x_btchw: Tensor, past_bchw: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return for each clip what precedes its first frame, and its other frames."""
+    pasts = past_bchw.split(1)
+    return [(past, frames[:-1]) for past, frames in zip(pasts, x_btchw, strict=True)]
+
+
+@functools.cache
+def writes_into(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether convolutions of cuDNN can write to a part of a tensor, so that
+    what precedes frames need not be copied into one; determined once with small
+    pictures."""
+    if device.type == "meta":
+        return True
+    with torch.inference_mode():
+        x = torch.randn(1, 3, 8, 8, 16, device=device).to(dtype).movedim(-1, 2)
+        past = torch.randn(1, 8, 8, 16, device=device).to(dtype).movedim(-1, 1)
+        weight = (torch.randn(16, 3, 3, 16, device=device) / 12).to(dtype).movedim(-1, 1)
+        joined = torch.cat([past, x[0, :-1]]).float()
+        try:
+            found = _earlier(x, past, weight).float()
+        except RuntimeError:
+            return False
+        wide = F.conv2d(joined, weight.float(), padding=1)
+        return torch.allclose(found, wide, rtol=0.02, atol=0.02)
 
 
 def upsampled(
@@ -165,4 +192,36 @@ def _fused_shape(
     shape = (x.shape[0], weight.shape[0], *sides)
     return torch.empty(
         shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+
+
+@torch.library.custom_op("ultraflash::earlier_conv", mutates_args=())
+def _earlier(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor) -> Tensor:
+    """Convolve what precedes each frame: ``past`` and all frames but the last."""
+    out = _earlier_shape(x_btchw, past_bchw, weight)
+    clips = out.unflatten(0, x_btchw.shape[:2])
+    for (past, frames), made in zip(_predecessors(x_btchw, past_bchw), clips, strict=True):
+        _into(made[:1], past, weight)
+        _into(made[1:], frames, weight)
+    return out
+
+
+@_earlier.register_fake
+def _earlier_shape(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor) -> Tensor:
+    batch, frames, _, height, width = x_btchw.shape
+    return torch.empty(
+        (batch * frames, weight.shape[0], height, width),
+        dtype=x_btchw.dtype,
+        device=x_btchw.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def _into(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Write ``conv(x, W)`` to ``out``."""
+    cudnn = torch.backends.cudnn
+    settings = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    around = [1, 1]
+    torch.ops.aten.cudnn_convolution.out(
+        _last(x), weight, around, around, around, 1, *settings, out=out
     )

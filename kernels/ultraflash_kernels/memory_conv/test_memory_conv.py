@@ -248,6 +248,28 @@ def test_the_library_computes_what_follows_a_convolution_in_it(
     assert cudnn_on_a_cpu == ["add, relu", "add, relu", "relu"]
 
 
+def test_a_library_that_writes_into_a_tensor_copies_no_frames(
+    cudnn_on_a_cpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, past, both, _, bias, _ = example(2, 3, 16, 16, 5, 4, torch.bfloat16)
+    with torch.inference_mode():
+        copied = memory_conv(x, past, both, bias, impl="library")
+        library.writes_into.cache_clear()
+
+        def into(out: Tensor, x: Tensor, weight: Tensor) -> None:
+            out.copy_(F.conv2d(x, weight, padding=1))
+
+        monkeypatch.setattr(library, "_into", into)
+        assert library.writes_into(x.device, x.dtype)
+        monkeypatch.setattr(torch, "cat", lambda *_: pytest.fail("frames were copied"))
+        torch.testing.assert_close(memory_conv(x, past, both, bias, impl="library"), copied)
+        monkeypatch.undo()
+        library.writes_into.cache_clear()
+        monkeypatch.setattr(library, "_into", lambda out, *_: out.zero_())
+        assert not library.writes_into(x.device, x.dtype), "it computes something else"
+    library.writes_into.cache_clear()
+
+
 def test_what_the_library_cannot_fuse_is_left_to_the_definition(
     cudnn_on_a_cpu: list[str],
 ) -> None:
