@@ -98,6 +98,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     """Return formulas for the operations that torch does not count itself."""
     for name in ("block_sparse_attention", "linear_gelu", "memory_conv", "text_attention"):
         import_module(f"ultraflash_kernels.{name}.op")  # registers the operation with torch
+
     # torch does not count its own attention on a CPU.
     return {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,

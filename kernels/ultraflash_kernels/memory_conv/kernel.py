@@ -50,6 +50,7 @@ def _taps(
     column = weight + out_channel.to(tl.int64) * weight_out  # [BN]
     pixel = source + row * source_row + col * source_col  # [BM]
     PIECES: tl.constexpr = (CHANNELS + BK - 1) // BK
+
     for step in tl.range(0, SIDE * SIDE * PIECES):
         tap, at = step // PIECES, step % PIECES * BK + channel
         dy, dx = tap // SIDE - above, tap % SIDE - left
