@@ -32,14 +32,23 @@ def _softmax_step(m_i, l_i, qk, query_scale):
 
 
 @triton.jit
-def _add_values(acc, unit, p, alpha, value, value_scale, ON_GPU):
+def _add_values(
+    acc, unit, p, alpha, value, value_scale, APART: tl.constexpr, ON_GPU: tl.constexpr
+):
     """Return the sum of values after ``value [BD, BN]`` with weights ``p``, and the
-    value of 1 in it, times WEIGHT_UNITS."""
+    value of 1 in it, times WEIGHT_UNITS. With ``APART`` the products are summed on
+    their own: compute capability 9.0 adds products in 8 bits with 14 bits of mantissa,
+    too few for the sum over all keys."""
     largest = tl.max(value_scale, axis=0)
-    acc = acc * (alpha * (unit / largest))[:, None]
+    by = (alpha * (unit / largest))[:, None]
+    acc = acc if APART else acc * by
     p = p * (value_scale * (WEIGHT_UNITS / largest))[None, :]
     p = p if ON_GPU else rounded_e4m3(p)
-    return tl.dot(p.to(value.dtype), tl.trans(value), acc), largest
+    if APART:
+        acc = acc * by + tl.dot(p.to(value.dtype), tl.trans(value))
+    else:
+        acc = tl.dot(p.to(value.dtype), tl.trans(value), acc)
+    return acc, largest
 
 
 # One program for every number of keys of a clip.
@@ -79,6 +88,7 @@ def dense_attention_fp8_kernel(
     BN: tl.constexpr,
     BL: tl.constexpr,
     BD: tl.constexpr,
+    APART: tl.constexpr,
     ON_GPU: tl.constexpr,
 ):
     """Compute one tile of queries of a head, with the arithmetic of
@@ -129,26 +139,31 @@ def dense_attention_fp8_kernel(
             value = tl.load(v_at, mask=v_mask, other=0.0)  # [BD, BL]
             value = tl.where(real[None, :], value, 0.0)
             value_scale = tl.load(v_scales + at + left, mask=real, other=0.0)
-            acc, unit = _add_values(acc, unit, p, alpha, value, value_scale, ON_GPU)
+            acc, unit = _add_values(acc, unit, p, alpha, value, value_scale, False, ON_GPU)
 
     step = tl.arange(0, BN)  # [BN]
-    k_at = k + step[:, None] * k_token + col[None, :]  # [BN, BD]
-    v_at = v + col[:, None] * v_channel + step[None, :]  # [BD, BN]
+    k_at = step[:, None] * k_token + col[None, :]  # [BN, BD]
+    v_at = col[:, None] * v_channel + step[None, :]  # [BD, BN]
+    if not APART:
+        k_at, v_at = k + k_at, v + v_at
     for at in range(0, whole, BN):
         at = tl.multiple_of(at, BN)
+        # Sums apart leave fewer registers for addresses.
+        k_here = (k + at * k_token) + k_at if APART else k_at + at * k_token
+        v_here = (v + at) + v_at if APART else v_at + at
         if D == BD:
-            key = tl.load(k_at + at * k_token)
+            key = tl.load(k_here)
         else:
-            key = tl.load(k_at + at * k_token, mask=(col < D)[None, :], other=0.0)
+            key = tl.load(k_here, mask=(col < D)[None, :], other=0.0)
         key_scale = tl.load(k_scales + at + step)  # [BN]
         qk = tl.dot(query, tl.trans(key)) * key_scale[None, :]
         m_i, l_i, p, alpha = _softmax_step(m_i, l_i, qk, query_scale)
         if D == BD:
-            value = tl.load(v_at + at)
+            value = tl.load(v_here)
         else:
-            value = tl.load(v_at + at, mask=(col < D)[:, None], other=0.0)
+            value = tl.load(v_here, mask=(col < D)[:, None], other=0.0)
         value_scale = tl.load(v_scales + at + step)
-        acc, unit = _add_values(acc, unit, p, alpha, value, value_scale, ON_GPU)
+        acc, unit = _add_values(acc, unit, p, alpha, value, value_scale, APART, ON_GPU)
 
     acc = acc * ((unit / WEIGHT_UNITS) / l_i)[:, None]
     out += sample * o_sample + head * o_head + first * o_token
@@ -199,6 +214,7 @@ def forward(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows, dtype: torch.dtype) -> Tensor:
         BN=cut.keys,
         BL=64,
         BD=max(32, head_columns(target, width)),
+        APART=target == (9, 0) or out.device.type == "cpu",
         ON_GPU=out.device.type != "cpu",
         num_warps=cut.warps,
         num_stages=cut.stages,
