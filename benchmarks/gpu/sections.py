@@ -276,7 +276,13 @@ def attention(here: Here) -> dict[str, Any]:
 def convolutions(here: Here) -> dict[str, Any]:
     """Run convolutions of the memory decoders in every implementation: errors and ms,
     the source of KERNEL_WINS."""
-    from ultraflash_kernels.memory_conv import activated_conv, memory_conv, residual_conv, upsampled_conv
+    from ultraflash_kernels.memory_conv import (
+        activated_conv,
+        memory_conv,
+        residual_conv,
+        upsampled_conv,
+        upsampled_head,
+    )
 
     found: dict[str, Any] = {}
     dtype = torch.float32 if here.dry else torch.float16
@@ -293,13 +299,23 @@ def convolutions(here: Here) -> dict[str, Any]:
             "residual": lambda i, x=x, w=weight, b=bias: residual_conv(x, x, w, b, impl=i),
             "activated": lambda i, x=x, w=weight, b=bias: activated_conv(x, w, b, impl=i),
             "upsampled": lambda i, x=x, w=weight: upsampled_conv(x, w, None, negative_slope=0.0, impl=i),
+            "upsampled to RGB": lambda i, x=x, w=weight, b=bias: upsampled_head(x, w, None, w[:3], b[:3], impl=i),
         }
         for name, call in calls.items():
             for impl in ("reference",) if here.dry else ("library", "triton", "reference"):
                 row = f"{name}, {channels} channels, {impl}"
+                # What the result's memory held before must not matter.
+                here.tried(found, f"{row}, NaN", lambda c=call, i=impl: _spread_of_nan(c, i))
                 here.tried(found, f"{row}, off", lambda c=call, i=impl: _off(c(i), c("reference")))
                 here.tried(found, f"{row}, ms", lambda c=call, i=impl: here.median_ms(lambda: c(i)))
     return found
+
+
+def _spread_of_nan(call: Callable[[Any], Tensor], impl: Any) -> int:
+    """Return how many NaN a call returns whose results take memory that held NaN."""
+    freed = [torch.full_like(call(impl), torch.nan) for _ in range(3)]
+    freed.clear()
+    return int(call(impl).isnan().sum())
 
 
 def _profiled(here: Here, call: Callable[[], object]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 kernel against reference."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -268,6 +269,47 @@ def test_a_library_that_writes_into_a_tensor_copies_no_frames(
         monkeypatch.setattr(library, "_into", lambda out, *_: out.zero_())
         assert not library.writes_into(x.device, x.dtype), "it computes something else"
     library.writes_into.cache_clear()
+
+
+def test_a_size_without_a_fused_convolution_runs_in_several_passes(
+    cudnn_on_a_cpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small pictures found that cuDNN fuses; it has no engine for this one."""
+    x, past, both, weight, bias, _ = example(1, 3, 16, 16, 5, 4, torch.bfloat16)
+
+    def refuses(*_: object) -> Tensor:
+        raise RuntimeError("unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", refuses)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", refuses)
+    with torch.inference_mode(), pytest.warns(RuntimeWarning, match="unable to find"):
+        for ours, given in (
+            (memory_conv, (x, past, both, bias)),
+            (activated_conv, (x[0], weight, bias)),
+        ):
+            expected = ours(*given, impl="reference")
+            assert_near(ours(*given), expected, torch.bfloat16)
+
+
+def test_a_library_that_reads_the_memory_of_its_result_is_not_trusted(
+    cudnn_on_a_cpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call without a sum passes its result as one, times zero; NaN that was there
+    before must not come through."""
+    before: list[Tensor] = []
+    full_like, relu = torch.full_like, torch.cudnn_convolution_relu
+
+    def poison(*given: Any) -> Tensor:
+        before.append(full_like(*given))
+        return before[-1]
+
+    monkeypatch.setattr(torch, "full_like", poison)
+    monkeypatch.setattr(
+        torch, "cudnn_convolution_relu", lambda *given: relu(*given) + 0 * before[-1]
+    )
+    check = library._found_wrong.__wrapped__  # pyright: ignore[reportPrivateUsage]
+    found = check(torch.device("cpu"), torch.bfloat16)
+    assert found == "its fused convolutions compute wrong results."
 
 
 def test_what_the_library_cannot_fuse_is_left_to_the_definition(
