@@ -39,8 +39,19 @@ _AAC_BITS = 96_000
 _AAC_BITS_OF_SAMPLE = 4
 _OPUS_RATE, _OPUS_BITS = 48_000, 64_000
 """Samples per second, and bits per second for each channel."""
+_OPUS_LAYOUTS = (
+    dict.fromkeys(("quad(side)", "3.0(back)"), "quad")
+    | dict.fromkeys(("4.0", "5.0(side)"), "5.0")
+    | dict.fromkeys(("2.1", "3.1", "4.1", "5.1(side)", "hexagonal"), "5.1")
+    | {"6.0": "6.1"}
+    | dict.fromkeys(("6.0(front)", "6.1(back)", "6.1(front)", "7.0", "7.0(front)", "octagonal"), "7.1")
+    | dict.fromkeys(("7.1(wide)", "7.1(wide-side)"), "7.1")
+)
+"""Layouts outside the mapping family 1 of Opus (RFC 7845, section 5.1.1.2), and the ones
+inside it that take their place; the sound of AC-3 is usually 5.1(side)."""
 _MOST_CHANNELS = 8
-_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+"""FFmpeg's guesses by the number of channels, as its converter would mix others."""
 _SKIPPED: Literal["skip_samples"] = "skip_samples"
 
 
@@ -78,6 +89,8 @@ def add_sound(container: OutputContainer, source: AudioStream, codec: str, bits:
     # For files without a channel layout, or with too many channels.
     if codec in ("aac", "opus") and ("channels" in layout or channels > _MOST_CHANNELS):
         layout = _USUAL_LAYOUTS.get(channels, "stereo")
+    if codec == "opus":
+        layout = _OPUS_LAYOUTS.get(layout, layout)
 
     # FFmpeg's own encoder of Opus is experimental.
     added = container.add_stream("libopus" if codec == "opus" else codec, rate=rate, layout=layout)
@@ -108,7 +121,8 @@ class SoundConverter:
         self._decoder = source.codec_context
         self._encoder = target.codec_context
         self._rate = self._encoder.sample_rate
-        self._format = self._encoder.format
+        # PyAV reads beyond the planes of a frame with eight of them; the encoder converts to its own format.
+        self._format = self._encoder.format.packed
         self._block = self._encoder.frame_size
         self._resampler: av.AudioResampler | None = None
         self._setup: tuple[str, str, int] | None = None
@@ -175,7 +189,7 @@ class SoundConverter:
             yield from self._append(samples)
 
     def _converted(self, frame: av.AudioFrame) -> "NDArray[np.generic] | None":
-        """Return the samples of a frame in the encoder's format, ``[channels,
+        """Return the samples of a frame in the encoder's kind of numbers, ``[channels,
         samples]``; None if they are incompatible."""
         setup = frame.format.name, frame.layout.name, frame.sample_rate
         if self._resampler is None or setup != self._setup:
@@ -194,7 +208,7 @@ class SoundConverter:
         except (FFmpegError, ValueError):
             return None
         channels = len(self._encoder.layout.channels)
-        shaped = [piece if self._format.is_planar else piece.reshape(-1, channels).T for piece in pieces]
+        shaped = [piece.reshape(-1, channels).T for piece in pieces]
         return np.concatenate(shaped, axis=1) if shaped else None
 
     def _bridge(self, gap: int) -> Iterator[Packet]:
@@ -209,7 +223,7 @@ class SoundConverter:
 
     def _silence(self, count: int) -> "NDArray[np.generic]":
         kind = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
-        dtype = kind[self._format.name.rstrip("p")]
+        dtype = kind[self._format.name]
         return np.full((len(self._encoder.layout.channels), count), 128 if dtype is np.uint8 else 0, dtype)
 
     def _append(self, samples: "NDArray[np.generic]") -> Iterator[Packet]:
@@ -227,8 +241,7 @@ class SoundConverter:
     def _encode(self, samples: "NDArray[np.generic]") -> list[Packet]:
         """Encode the oldest pending samples."""
         assert self._next is not None and self._waiting is not None, "samples with their time"
-        planar = self._format.is_planar
-        shaped = np.ascontiguousarray(samples if planar else samples.T.reshape(1, -1))
+        shaped = np.ascontiguousarray(samples.T.reshape(1, -1))
         frame = av.AudioFrame.from_ndarray(shaped, format=self._format, layout=self._encoder.layout)  # pyright: ignore[reportArgumentType]
         frame.sample_rate = self._rate
         frame.time_base = Fraction(1, self._rate)
