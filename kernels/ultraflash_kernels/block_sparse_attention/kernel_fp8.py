@@ -20,16 +20,25 @@ from ultraflash_kernels.block_sparse_attention.kernel import (
     head_columns,
     out_places,
     output,
-    softmax_step,
 )
 from ultraflash_kernels.dispatch import capability, on_its_device, power_of_two
 from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3
 
-__all__ = ["attention_fp8_kernel", "forward"]
+__all__ = ["attention_fp8_kernel", "forward", "scaled_softmax_step"]
 
 WEIGHT_UNITS: tl.constexpr = tl.constexpr(256.0)
 """Factor on weights before rounding to 8 bits, so that small ones do not underflow."""
+
+
+@triton.jit
+def scaled_softmax_step(m_i, l_i, qk, query_scale):
+    """Accumulate scores ``qk [BM, BN]``, which are to be multiplied by ``query_scale
+    [BM]``, like ``kernel.softmax_step``."""
+    m_new = tl.maximum(m_i, tl.max(qk, axis=1) * query_scale)
+    p = tl.exp2(qk * query_scale[:, None] - m_new[:, None])
+    alpha = tl.exp2(m_i - m_new)
+    return m_new, l_i * alpha + tl.sum(p, axis=1), p, alpha
 
 
 # One program for every group of a clip.
@@ -91,7 +100,7 @@ def attention_fp8_kernel(
     query = tl.load(
         q + row * (T * D) + token[:, None] * D + col[None, :], mask=q_mask, other=0.0
     )  # [BM, BD]
-    query_scale = tl.load(q_scales + row * T + token, mask=token < T, other=0.0)
+    query_scale = tl.load(q_scales + row * T + token, mask=token < T, other=1.0)
     query_scale = query_scale * scale  # [BM]
     first = tl.load(starts + row)
     total = (tl.load(starts + row + 1) - first) * T
@@ -132,20 +141,22 @@ def attention_fp8_kernel(
 
         if T % BN == 0 and D == BD:
             key = tl.load(k_at)
-            value = tl.load(v_at)
             key_scale = tl.load(k_scales_from + inside)  # [BN]
-            value_scale = tl.load(v_scales_from + inside)
         else:
             kv_mask = real[:, None] & (col < D)[None, :]
-            v_mask = (col < D)[:, None] & real[None, :]
             key = tl.load(k_at, mask=kv_mask, other=0.0)
-            value = tl.load(v_at, mask=v_mask, other=0.0)
             key_scale = tl.load(k_scales_from + inside, mask=real, other=0.0)
-            value_scale = tl.load(v_scales_from + inside, mask=real, other=0.0)
-        qk = tl.dot(query, tl.trans(key)) * query_scale[:, None] * key_scale[None, :]
+        qk = tl.dot(query, tl.trans(key)) * key_scale[None, :]
         if T % BN != 0:
             qk = tl.where(real[None, :], qk, -float("inf"))
-        m_i, l_i, p, alpha = softmax_step(m_i, l_i, qk, 1.0)
+        m_i, l_i, p, alpha = scaled_softmax_step(m_i, l_i, qk, query_scale)
+        if T % BN == 0 and D == BD:
+            value = tl.load(v_at)
+            value_scale = tl.load(v_scales_from + inside)
+        else:
+            v_mask = (col < D)[:, None] & real[None, :]
+            value = tl.load(v_at, mask=v_mask, other=0.0)
+            value_scale = tl.load(v_scales_from + inside, mask=real, other=0.0)
         largest = tl.max(value_scale, axis=0)
         p = p * (value_scale * (WEIGHT_UNITS / largest))[None, :]  # [BM, BN]
         p = p if ON_GPU else rounded_e4m3(p)

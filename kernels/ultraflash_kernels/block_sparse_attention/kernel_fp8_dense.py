@@ -13,22 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ultraflash_kernels.block_sparse_attention.kernel import Tiles, head_columns
-from ultraflash_kernels.block_sparse_attention.kernel_fp8 import WEIGHT_UNITS
+from ultraflash_kernels.block_sparse_attention.kernel_fp8 import (
+    WEIGHT_UNITS,
+    scaled_softmax_step,
+)
 from ultraflash_kernels.dispatch import capability, on_its_device, power_of_two
 from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3
 
 __all__ = ["dense_attention_fp8_kernel", "forward"]
-
-
-@triton.jit
-def _softmax_step(m_i, l_i, qk, query_scale):
-    """Accumulate scores ``qk [BM, BN]``, which are to be multiplied by ``query_scale
-    [BM]``, like ``kernel.softmax_step``."""
-    m_new = tl.maximum(m_i, tl.max(qk, axis=1) * query_scale)
-    p = tl.exp2(qk * query_scale[:, None] - m_new[:, None])
-    alpha = tl.exp2(m_i - m_new)
-    return m_new, l_i * alpha + tl.sum(p, axis=1), p, alpha
 
 
 @triton.jit
@@ -134,7 +127,7 @@ def dense_attention_fp8_kernel(
             key_scale = tl.load(k_scales + at + left, mask=real, other=0.0)  # [BL]
             qk = tl.dot(query, tl.trans(key)) * key_scale[None, :]
             qk = tl.where(real[None, :], qk, -float("inf"))
-            m_i, l_i, p, alpha = _softmax_step(m_i, l_i, qk, query_scale)
+            m_i, l_i, p, alpha = scaled_softmax_step(m_i, l_i, qk, query_scale)
             v_at = v + col[:, None] * v_channel + (at + left)[None, :]
             value = tl.load(v_at, mask=v_mask, other=0.0)  # [BD, BL]
             value = tl.where(real[None, :], value, 0.0)
@@ -157,7 +150,7 @@ def dense_attention_fp8_kernel(
             key = tl.load(k_here, mask=(col < D)[None, :], other=0.0)
         key_scale = tl.load(k_scales + at + step)  # [BN]
         qk = tl.dot(query, tl.trans(key)) * key_scale[None, :]
-        m_i, l_i, p, alpha = _softmax_step(m_i, l_i, qk, query_scale)
+        m_i, l_i, p, alpha = scaled_softmax_step(m_i, l_i, qk, query_scale)
         if D == BD:
             value = tl.load(v_here)
         else:
