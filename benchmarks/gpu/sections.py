@@ -113,7 +113,7 @@ def facts(here: Here) -> dict[str, Any]:
 def correct(here: Here) -> dict[str, Any]:
     """Compare every kernel at published sizes and in real layouts with its definition:
     relative errors."""
-    from benchmarks.gpu import chunk, text
+    from benchmarks.gpu import chunk, folded, text
     from ultraflash_cli.engine.layers.rope import rotation_tables
     from ultraflash_kernels.adaln_modulate import adaln_modulate, gated_residual, residual_norm
     from ultraflash_kernels.block_lists import BlockRule
@@ -153,6 +153,7 @@ def correct(here: Here) -> dict[str, Any]:
         return _off(x[0].clone().addmm_(y[0], square.t()), expected)
 
     here.tried(found, "sum inside a product", added)
+    here.tried(found, "folded gates", lambda: folded.off(here))
     found |= text.compared(here, tokens=tokens, heads=heads, head=head)
     found |= chunk.compared(here, heads=heads, head=head)
     tables = rotation_tables(head, first_frame=7, frames=size[0], rows=size[1], cols=size[2], device=here.device)
