@@ -131,6 +131,22 @@ def test_a_result_that_cannot_be_written_is_one_line_and_7_after_all_the_work(
     assert main(["upscale", str(clip), "-o", "-", "-q"]) == 7 or out is not None
 
 
+@pytest.mark.parametrize("out", [None, Full()], ids=["closed", "full"])
+def test_a_failure_keeps_its_message_and_code_where_its_object_cannot_be_written(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: io.StringIO | None
+) -> None:
+    text = clip.with_name("text.mkv")
+    text.write_text("no video")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["upscale", str(text), "--res", "2x", "--json"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "a text file, not a video" in line
+
+    assert main(["upscale", str(text), str(clip), "--res", "2x", "--json", "-q", "--keep-going"]) == 9
+    assert "a text file, not a video" in capsys.readouterr().err
+    assert clip.with_name("in_2x.mkv").is_file(), "the batch goes on"
+
+
 def test_a_log_that_cannot_be_written_is_refused_at_once_and_one_that_fills_up_costs_the_log_only(
     clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
