@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -146,12 +146,15 @@ class Console:
     def data(self, value: object) -> None:
         """Write a JSON value as one line on stdout, or on stderr if stdout is occupied.
         It is ASCII, so that it is valid in every encoding and preserves names that are
-        not UTF-8. Raises OutputError like `text`.
+        not UTF-8. Raises OutputError like `text`, but not for a failure, which is also
+        shown on stderr and decides the exit code.
         """
-        if isinstance(value, dict):
-            failure: object = cast("dict[str, object]", value).get("error")
-            self._told |= {failure} if isinstance(failure, str) else set()
-        line = self._discreet(json.dumps(value, allow_nan=False))
+        failure = cast("dict[str, object]", value).get("error") if isinstance(value, dict) else None
+        with suppress(OutputError) if isinstance(failure, str) else nullcontext():
+            self._write_data(self._discreet(json.dumps(value, allow_nan=False)))
+        self._told |= {failure} if isinstance(failure, str) else set()
+
+    def _write_data(self, line: str) -> None:
         if not self.data_on_err:
             self._write_out(line)
             return
@@ -221,8 +224,7 @@ class Console:
             return
         source = getattr(error, "source", "")
         about = {"input": source, "output": None} if source else {}
-        with suppress(OutputError):
-            self.data({**about, "error": text, "exit_code": exit_code})
+        self.data({**about, "error": text, "exit_code": exit_code})
 
     @contextmanager
     def working(self, name: str, doing: str) -> Generator[None]:

@@ -138,9 +138,12 @@ def test_a_failure_keeps_its_message_and_code_where_its_object_cannot_be_written
     text = clip.with_name("text.mkv")
     text.write_text("no video")
     monkeypatch.setattr(sys, "stdout", out)
-    assert main(["upscale", str(text), "--res", "2x", "--json"]) == 3
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "a text file, not a video" in line
+    for command in (["upscale", str(text), "--res", "2x"], ["probe", str(text)]):
+        assert main([*command, "--json"]) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and "a text file, not a video" in line
+    assert main(["upscale", str(clip), f"{clip}.gone", "-o", str(clip.parent), "--json"]) == 3
+    assert "no such file" in capsys.readouterr().err
 
     assert main(["upscale", str(text), str(clip), "--res", "2x", "--json", "-q", "--keep-going"]) == 9
     assert "a text file, not a video" in capsys.readouterr().err

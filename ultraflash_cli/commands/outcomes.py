@@ -46,12 +46,11 @@ def show_outcomes(
             if json or plans.shows(outcome):
                 _show(console, outcome, json=json)
         except OutputError as error:
-            if outcome.plan is not None:
+            if outcome.report is None:
                 raise  # nothing was made, so there is nothing else to show
             if unreported is None and is_batch:
                 console.warning(str(error))
-            # A failure is also shown on stderr, and is what the exit code tells.
-            unreported = unreported if outcome.report is None else error
+            unreported = error
         if outcome.plan is None:
             rows.append(_row(outcome))
         if outcome.failure is None:
