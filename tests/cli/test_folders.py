@@ -166,7 +166,8 @@ def test_a_long_dry_run_shows_plans_as_it_runs_and_obeys_the_first_ctrl_c(
     inputs = [str(films)] if command == "upscale" else ["a cat", "--count", "100000000"]
     assert main([command, *inputs, "--dry-run", "--json", "--model", "tiny-random", "-q"]) == 130
     shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) == 3
+    *plans, failure = map(json.loads, shown.out.splitlines())
+    assert len(plans) == 3 and failure["exit_code"] == 130
     assert shown.err.startswith("error: interrupted before ")
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +41,14 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def obeyed() -> Iterator[None]:
+    """Obey Ctrl-C also where the tests were begun in the background, which ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def begin(monkeypatch: pytest.MonkeyPatch, kind: str, event: Callable[[], None]) -> None:
     whole = io.BytesIO()
     Image.fromarray(moving_picture(0, width=64, height=48)).save(whole, kind)
@@ -48,6 +56,7 @@ def begin(monkeypatch: pytest.MonkeyPatch, kind: str, event: Callable[[], None])
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stream))
 
 
+@pytest.mark.usefixtures("obeyed")
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"], ids=["known by its head", "read by libavformat"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_while_a_photo_is_read_ends_at_once_and_leaves_nothing(

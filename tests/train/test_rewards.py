@@ -184,6 +184,17 @@ def test_the_learned_distance_is_what_its_package_measures(trunk: Trunk, expecte
     torch.testing.assert_close(score, torch.exp(-distance))
 
 
+def test_a_network_first_used_for_a_measurement_teaches_later() -> None:
+    lpips._network.cache_clear()
+    a, b = clip(1)[:, :, :1], clip(2)[:, :, :1].requires_grad_(True)
+    with torch.inference_mode():
+        measured = learned_distance(a, b)
+    distance = learned_distance(a, b)
+    torch.testing.assert_close(distance.detach(), measured.clone())
+    (gradient,) = torch.autograd.grad(distance.sum(), b)
+    assert gradient.abs().sum() > 0
+
+
 def test_without_its_package_the_learned_reward_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lpips, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install --no-deps stlpips-pytorch"):

@@ -171,6 +171,7 @@ def learned_distance(
 
 
 @functools.cache
+@torch.inference_mode(mode=False)  # a later call may need gradients through the same network
 def _network(path: Path, trunk: Trunk, device: torch.device, dtype: torch.dtype) -> LikenessNet:
     network = LikenessNet(trunk)
     try:

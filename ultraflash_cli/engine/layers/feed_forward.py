@@ -29,6 +29,8 @@ def feed_forward(
         and epilogue_refusal(x, first.weight, first.bias) is None
     ):
         hidden = linear_gelu(x, first.weight, first.bias)
+    elif into is None:
+        return layers(x)  # as a module, whose hooks gather sharded weights in training
     else:
         hidden = gelu(first(x))
     return (
