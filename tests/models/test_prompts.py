@@ -1,5 +1,6 @@
 """Embeddings of prompts: computed once, kept on disk, found again; the text encoder only when it is needed."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.models.installing import put
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
+from ultraflash_cli.engine.vocabulary import FAINT_WORDS, SCENE_WORDS, SUBJECTS
 from ultraflash_cli.errors import UsageError, WeightsError
 from ultraflash_cli.models.prompts import EMBEDDINGS, embed_prompts, is_embedded, prompt_read, word_warnings
 from ultraflash_cli.models.shelf import Shelf
@@ -149,6 +151,23 @@ def test_a_prompt_of_which_no_word_is_known_is_reported(tmp_path: Path) -> None:
     for nothing in ("xyzzy", "🎈🌅"):
         assert told[nothing][-1].startswith("lite knows no word of this prompt")
     assert told["a video of the"] == ["this prompt names nothing that lite knows; the clip will not match it"]
+
+
+def test_what_a_clip_cannot_show_is_reported() -> None:
+    assert word_warnings(LITE, "two red balloons and one balloon over the sea") == []
+    (warning,) = word_warnings(LITE, "a seagull over the sea with rain and stars")
+    assert warning == "lite hardly draws rain or stars"
+    (warning,) = word_warnings(LITE, "a balloon, a ship and two boats at dusk")
+    assert warning == "lite draws one kind of moving thing, this prompt names balloon and boat; they will mix"
+    assert {*FAINT_WORDS, *SUBJECTS} <= {*SCENE_WORDS}
+
+
+def test_the_guide_lists_words_that_are_known(repository: Path) -> None:
+    guide = (repository / "docs" / "guides" / "generate.md").read_text("utf-8")
+    rows = re.findall(r"^\| (?:things|places|sky and weather|time|motion|colours) \| (.*) \|$", guide, re.MULTILINE)
+    listed = [word for row in rows for word in re.findall(r"[a-z]+", row)]
+    assert len(rows) == 6 and {*SUBJECTS.values()} <= {*listed}
+    assert {*listed} <= {*SCENE_WORDS}
 
 
 def test_a_warning_names_a_few_of_many_unknown_words() -> None:

@@ -1,6 +1,6 @@
 """The vocabulary of the built-in model: the words in captions of rendered scenes."""
 
-__all__ = ["FUNCTION_WORDS", "LAYOUT_WORDS", "SCENE_WORDS"]
+__all__ = ["FAINT_WORDS", "FUNCTION_WORDS", "LAYOUT_WORDS", "SCENE_WORDS", "SUBJECTS"]
 
 _WORDS = """
     a above across afternoon air an and animation ascend ascending ascends at ball
@@ -39,3 +39,26 @@ _FUNCTION_WORDS = """
 
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Known words that name neither a thing nor its colour, time, place or motion."""
+
+FAINT_WORDS = frozenset(("pouring", "rain", "rains", "rainy", "stars"))
+"""Known words for what is too fine to be drawn."""
+
+SUBJECTS = {
+    "balloon": "balloon",
+    "balloons": "balloon",
+    "ball": "ball",
+    "balls": "ball",
+    "bird": "bird",
+    "birds": "bird",
+    "seagull": "bird",
+    "seagulls": "bird",
+    "boat": "boat",
+    "boats": "boat",
+    "ship": "boat",
+    "ships": "boat",
+    "car": "car",
+    "cars": "car",
+    "lantern": "lantern",
+    "lanterns": "lantern",
+}
+"""Words for moving things, and the thing itself; a scene has one kind."""

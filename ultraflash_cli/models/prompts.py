@@ -22,7 +22,7 @@ from ultraflash_cli.engine.stages.text_encoder import (
     encode_prompts,
     load_tokenizer,
 )
-from ultraflash_cli.engine.vocabulary import FUNCTION_WORDS
+from ultraflash_cli.engine.vocabulary import FAINT_WORDS, FUNCTION_WORDS, SUBJECTS
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.files import write_whole
 from ultraflash_cli.models.device import stage_precisions
@@ -90,6 +90,19 @@ def word_warnings(profile: Profile, prompt: str) -> list[str]:
         warnings.append(f"{profile.name} knows no word of this prompt; the clip will not match it")
     elif heard is not None and heard <= FUNCTION_WORDS:
         warnings.append(f"this prompt names nothing that {profile.name} knows; the clip will not match it")
+    return warnings + _limits_met(profile, prompt, heard or set())
+
+
+def _limits_met(profile: Profile, prompt: str, heard: set[str]) -> list[str]:
+    """Return warnings about known words of a prompt that its clip cannot show."""
+    warnings: list[str] = []
+    known = [word for word in dict.fromkeys(words_of(prompt)) if word in heard]
+    if faint := [word for word in known if word in FAINT_WORDS]:
+        warnings.append(f"{profile.name} hardly draws {' or '.join(faint)}")
+    subjects = list(dict.fromkeys(SUBJECTS[word] for word in known if word in SUBJECTS))
+    if len(subjects) > 1:
+        named = f"{', '.join(subjects[:-1])} and {subjects[-1]}"
+        warnings.append(f"{profile.name} draws one kind of moving thing, this prompt names {named}; they will mix")
     return warnings
 
 
