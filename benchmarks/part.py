@@ -88,12 +88,12 @@ class Target:
 
 
 TARGETS = (
-    Target("generate 1K, 81 frames", "30 (B200)", "30", "generate_1k", "45", "generate_1k_stretch"),
-    Target("generate 1K, 12-frame window", "30 (B200)", "30", "generate_1k_long", "45", "generate_1k_long_stretch"),
-    Target("generate 2K, 81 frames", "18 (B200)", "20", "generate_2k", "30", "generate_2k_stretch"),
-    Target("generate 2K, 12-frame window", "18 (B200)", "20", "generate_2k_long", "30", "generate_2k_long_stretch"),
-    Target("upscale to 1K (model)", "none", "70", "upscale_1k", "110", "upscale_1k_stretch"),
-    Target("upscale to 2K (model)", "none", "35", "upscale_2k", "55", "upscale_2k_stretch"),
+    Target("generate 1K, 81 frames", "30 (B200)", "32", "generate_1k", "45", "generate_1k_stretch"),
+    Target("generate 1K, 12-frame window", "30 (B200)", "32", "generate_1k_long", "45", "generate_1k_long_stretch"),
+    Target("generate 2K, 81 frames", "18 (B200)", "23", "generate_2k", "32", "generate_2k_stretch"),
+    Target("generate 2K, 12-frame window", "18 (B200)", "23", "generate_2k_long", "32", "generate_2k_long_stretch"),
+    Target("upscale to 1K (model)", "none", "95", "upscale_1k", "120", "upscale_1k_stretch"),
+    Target("upscale to 2K (model)", "none", "44", "upscale_2k", "55", "upscale_2k_stretch"),
     Target(
         "block-sparse attention, of a product",
         "none",

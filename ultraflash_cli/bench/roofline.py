@@ -80,8 +80,8 @@ HOPPER_KERNELS = {
     "fp8_sparse_attention": 600,
 }
 """Rates of attention in TFLOP/s by the kernels for Hopper, which have never run on a
-GPU: what others report of such kernels in bfloat16, and what the number of instructions
-allows in 8 bits."""
+GPU: what others report of such kernels in bfloat16, and an estimate from the number of
+instructions in 8 bits."""
 
 
 def parse_rates(text: str | None) -> Rates:
