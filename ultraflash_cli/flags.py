@@ -45,5 +45,6 @@ def meant(value: str, known: Sequence[str]) -> str:
     the `known` values that was probably meant; empty if there is none."""
     word = "".join(letter for letter in value.lower() if letter.isalnum())
     found = [name for name in known if word == name or word in _NAMES.get(name, "").split()]
-    found = found or difflib.get_close_matches(value.lower(), known, n=1)
+    if not found and not value[:1].isdecimal():  # another size is not a slip
+        found = difflib.get_close_matches(value.lower(), known, n=1)
     return f"; did you mean {found[0]}?" if found else ""

@@ -1,8 +1,13 @@
 """The layout of `--help`: options under headings, examples, no Python types."""
 
+import os
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from ultraflash_cli.errors import UsageError
 
 __all__ = ["EXAMPLES", "HeadedCommand", "HeadedGroup"]
 
@@ -75,6 +80,13 @@ class HeadedCommand(TyperCommand):
 class HeadedGroup(TyperGroup):
     """A group of commands with the same layout."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that was named first. Raises UsageError for the name of a
+        file instead, with the command that was probably meant."""
+        if ctx.parent is None and self.get_command(ctx, args[0]) is None and _names_media(args[0]):
+            raise UsageError(f"No such command '{args[0]}'; did you mean `ultraflash upscale {quote(args[0])}`?")
+        return super().resolve_command(ctx, args)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write options and commands."""
         _write_options(self, ctx, formatter)
@@ -91,6 +103,13 @@ class HeadedGroup(TyperGroup):
         if ctx.parent is None:
             with formatter.section("Exit codes"):
                 formatter.write_text(_EXIT_CODES)
+
+
+def _names_media(name: str) -> bool:
+    from ultraflash_cli.jobs.planning.clips import VIDEO_SUFFIXES
+    from ultraflash_cli.video.sequence import PICTURE_SUFFIXES
+
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES or os.path.isfile(name)
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:

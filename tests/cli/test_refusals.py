@@ -244,3 +244,18 @@ def test_what_a_pipe_carries_instead_of_a_video_is_named(
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content), isatty=lambda: False))
     assert main(["upscale", "-", "-o", str(tmp_path / "out.mp4")]) == 3
     assert capsys.readouterr().err == f"error: -: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--model", "lite", "--prompt", "a cat"], "lite does not use a prompt; remove --prompt"),
+        (["--model", "ultraflash", "--detail", "0.5"], "ultraflash has no adjustable detail; remove --detail"),
+    ],
+)
+def test_an_option_that_the_model_lacks_is_refused_before_the_plan_is_shown(
+    options: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.y4m").write_bytes(y4m(32, 32, 2))
+    assert main(["upscale", str(tmp_path / "in.y4m"), *options]) == 2
+    assert capsys.readouterr().err == f"error: {reason}\n"

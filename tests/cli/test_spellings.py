@@ -94,9 +94,24 @@ def test_a_value_like_no_other_gets_the_list_alone(capsys: pytest.CaptureFixture
     [
         (["upscal", "a.mp4"], "No such command 'upscal'. Did you mean 'upscale'?"),
         (["generate", "a", "boat"], "Got unexpected extra argument(s) (boat); put a prompt of several words in quotes"),
+        (["my clip.mp4"], "No such command 'my clip.mp4'; did you mean `ultraflash upscale 'my clip.mp4'`?"),
+        (["-v", "a.PNG"], "No such command 'a.PNG'; did you mean `ultraflash upscale a.PNG`?"),
+        ([__file__], f"No such command '{__file__}'; did you mean `ultraflash upscale {__file__}`?"),
+        (
+            ["generate", "a boat", "--res", "1080p"],
+            "Invalid value for '--res': '1080p' is not one of '480p', '1k', '2k'; see",
+        ),
         (["probe", "a.mp4", "b.mp4"], "Got unexpected extra argument(s) (b.mp4); see --help"),
     ],
-    ids=["a command", "a prompt without quotes", "one file too many"],
+    ids=[
+        "a command",
+        "a prompt without quotes",
+        "a video as command",
+        "a picture as command",
+        "a file as command",
+        "a size of upscale",
+        "one file too many",
+    ],
 )
 def test_a_slip_is_reported_in_one_line(typed: list[str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(typed) == 2

@@ -24,6 +24,7 @@ LAZY_FILES = {
     "__init__.py": "`import ultraflash_cli` imports no torch",
     "bar.py": "rich takes longer than all else of `--help`",
     "errors.py": "Windows has no resource module",
+    "help_page.py": "the jobs' lists of suffixes are needed after a slip only",
     "host.py": "Windows has no resource module, ctypes is needed once",
     "streams.py": "the jobs' list of suffixes is needed with a log only",
     "vapoursynth.py": "VapourSynth is an extra, and `import ultraflash_cli` imports no numpy",

@@ -25,10 +25,11 @@ def clean(
     recursive: Annotated[bool, typer.Option("--recursive", help="Search subfolders too.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List leftovers of interrupted runs; -y removes them.
+    """List leftovers here and in your temporary folder; -y removes them.
 
-    Removed work cannot be resumed. The work of a run in progress is never touched. Folders of plans (`--work-dir`, or
-    .NAME.units where there was none) are leftovers too, unless a worker is using them.
+    Leftovers are the work of interrupted runs; once removed, it cannot be resumed. The work of a run in progress is
+    never touched. Folders of plans (`--work-dir`, or .NAME.units where there was none) are leftovers too, unless a
+    worker is using them. With FOLDER, only that is searched.
     """
     from ultraflash_cli.jobs.cluster.leftovers import find_plans, remove_plan
     from ultraflash_cli.jobs.resume.leftovers import find_leftovers, remove, usual_places

@@ -110,6 +110,7 @@ class Chunk(Event):
     frames_safe: int
     """Number of frames that survive a power cut."""
     frames_total: int | None
+    """As in `Planned`; None once more frames than that are done."""
     fps: float
     """Frames per second in this run, including reading and writing."""
     eta_s: float | None

@@ -25,6 +25,10 @@ class ModelFacts(Protocol):
         """Return whether a model adds texture to flat colours."""
         ...
 
+    def check_upscaling(self, model: str, *, prompt: str | None, detail: float | None) -> None:
+        """Raise UsageError for options that upscaling with a model does not use."""
+        ...
+
     def plan_clip(self, model: str, **requested: Any) -> "ClipPlan":
         """See `models.generation.plan_clip`."""
         ...

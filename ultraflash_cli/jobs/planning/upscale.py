@@ -227,6 +227,7 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True, encode
     of_pictures = photo or isinstance(source, ImageSequence)
     seen = replace(info, color=picture_color(info.color)) if of_pictures else info
     model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS, facts=facts)
+    facts.check_upscaling(model, prompt=job.prompt, detail=job.detail)
     fed_fps = expected_fps(model, job.device, width_px=plan.target[1], height_px=plan.target[0], facts=facts)
     spec = _spec(job, seen, plan, fps=fps, threads=threads, suffix=suffix, fed_fps=fed_fps)
     streams = _kept_streams(job, info, suffix, spec.codec, fps)

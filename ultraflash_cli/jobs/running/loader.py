@@ -19,7 +19,6 @@ from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.text_to_video import FIRST_STAGES
 from ultraflash_cli.engine.upscaler import Upscaler
-from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import running_threads
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared, estimate_frames
@@ -320,15 +319,10 @@ class Models:
 
 
 def _upscaling_profile(prepared: Prepared, shelf: Shelf) -> Profile:
-    """Return the profile of an upscale. Raises UsageError for options that its model
-    does not support."""
+    """Return the profile of an upscale. Raises UsageError for coders that its model
+    lacks."""
     job = prepared.job
-    profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
-    if job.prompt is not None and not profile.upscales_by_words:
-        raise UsageError(f"{profile.name} does not use a prompt; remove --prompt")
-    if job.detail is not None and profile.pixels is None:
-        raise UsageError(f"{profile.name} has no adjustable detail; remove --detail")
-    return profile
+    return settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
 
 
 def _generating_profile(prepared: PreparedGeneration, shelf: Shelf) -> Profile:

@@ -4,6 +4,7 @@ about models."""
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.planning.generate import prepare_generation as plan_generation
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
@@ -57,6 +58,16 @@ class _Facts:
         from ultraflash_cli.engine.profiles import PROFILES
 
         return model in PROFILES and PROFILES[model].invents_texture
+
+    def check_upscaling(self, model: str, *, prompt: str | None, detail: float | None) -> None:
+        from ultraflash_cli.engine.profiles import PROFILES
+
+        if model not in PROFILES:
+            return
+        if prompt is not None and not PROFILES[model].upscales_by_words:
+            raise UsageError(f"{model} does not use a prompt; remove --prompt")
+        if detail is not None and PROFILES[model].pixels is None:
+            raise UsageError(f"{model} has no adjustable detail; remove --detail")
 
     def plan_clip(self, model: str, **requested: Any) -> "ClipPlan":
         from ultraflash_cli.models.generation import plan_clip

@@ -65,7 +65,7 @@ class Report:
 class Progress:
     """Reports the finished frames after every group, and the measurements at the end.
     `clock` returns seconds and `started_s` is the start of the job; `total` is None if
-    the number of frames is unknown.
+    the number of frames is unknown; a total that was exceeded counts as unknown.
     """
 
     def __init__(self, work: Work, *, total: int | None, clock: Callable[[], float], started_s: float) -> None:
@@ -84,14 +84,15 @@ class Progress:
         if self._first_frame_s is None:
             self._first_frame_s = round(now_s - self._started_s, 3)
         fps = _rate(done - self._resumed, now_s - self._moving_s) or 0.0
-        total = self._total
-        left = max(total - done, 0) if total else None
+        # A pipe may declare the length of its beginning alone.
+        total = self._total if self._total and self._total >= done else None
+        left = total - done if total else None
         self._work.listener(
             Chunk(
                 input=self._work.name,
                 frames_done=done,
                 frames_safe=self._work.journal.safe_frames,
-                frames_total=max(total, done) if total else None,
+                frames_total=total,
                 fps=round(fps, 3),
                 eta_s=round(left / fps, 1) if left is not None and fps else None,
                 limit=self.busy.limit,
