@@ -175,7 +175,7 @@ def normed() -> None:
 
 
 def to_text(tokens: int, keys: int, *, small: bool = False) -> None:
-    """Launch attention of so many tokens to a prompt, to 8 bits if ``small``."""
+    """Launch attention to a prompt for this many tokens; ``small`` writes 8 bits."""
     from ultraflash_kernels.text_attention import kernel
 
     kv = on_meta(1, 12, keys, 128)

@@ -143,10 +143,10 @@ def described_keys(k: Tensor) -> TensorDescriptor:
     """Describe blocks of 128 tokens of ``k [B, H, keys, D]`` for TMA, reordered within
     groups of 16 tokens.
 
-    A thread of a warp group holds pairs of neighbouring scores, but four neighbouring
-    weights. With tokens 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15 in shared
-    memory they are the same ones: groups are read as ``[2, 4, 2]`` tokens, of which
-    axes 0 and 1 are exchanged. The last group may go on beyond ``keys``.
+    A thread of a warp group holds scores of two adjacent keys, but needs weights of
+    four. Storing each group in the order 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,
+    14, 15 makes both sets the same keys: TMA reads it as ``[2, 4, 2]`` with the first
+    two axes swapped. The last group may extend beyond ``keys``.
     """
     samples, heads, keys, width = k.shape
     apart = k.stride(1) // width

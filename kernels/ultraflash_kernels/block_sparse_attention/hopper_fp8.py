@@ -17,8 +17,7 @@ __all__ = ["E4M3", "dense_off", "is_chosen", "lists_off", "refusal"]
 E4M3 = torch.float8_e4m3fn
 """The dtype of entries of ``HOPPER_WINS`` for 8 bits."""
 GROUP = 16
-"""Number of tokens of which the heads of a buffer must hold a multiple: TMA reads keys
-in such groups."""
+"""Tokens per group that TMA reads; a buffer's capacity per head must be a multiple."""
 
 
 def is_chosen(use: HopperUse, q: Fp8Rows, *others: Fp8Rows) -> bool:
