@@ -12,7 +12,7 @@ from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.rms_norm_rope import rms_norm_rope_fp8
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.sections import Here, Impl
+    from benchmarks.gpu.here import Here, Impl
 
 __all__ = ["compared"]
 

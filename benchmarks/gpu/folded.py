@@ -9,7 +9,7 @@ from torch import Tensor
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.sections import Here
+    from benchmarks.gpu.here import Here
 
 __all__ = ["off"]
 

@@ -1,69 +1,20 @@
 """Sections of the first run on a GPU; with ``dry`` each is tested on a CPU at tiny
 sizes."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu import clips
+from benchmarks.gpu.here import Here, Impl, off
 from benchmarks.part import PARTS, Setting
-from ultraflash_cli.bench.models import MeasuredModel
-from ultraflash_cli.engine.text_to_video import TextToVideo
 
 __all__ = ["run"]
-
-Impl = Literal["triton", "reference"]
-
-
-class Here:
-    """Device and size of a section."""
-
-    def __init__(self, *, dry: bool) -> None:
-        self.dry = dry
-        self.device = torch.device("cpu" if dry else "cuda")
-        self.dtype = torch.float32 if dry else torch.bfloat16
-        self.fast: Impl = "reference" if dry else "triton"
-
-    def median_ms(self, call: Callable[[], object], rounds: int = 10) -> float:
-        """Return the median time of a call."""
-        if self.dry:
-            begun_s = time.perf_counter()
-            call()
-            return 1000 * (time.perf_counter() - begun_s)
-        for _ in range(3):
-            call()
-        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
-        for start, stop in pairs:
-            start.record()
-            call()
-            stop.record()
-        torch.cuda.synchronize()
-        return sorted(start.elapsed_time(stop) for start, stop in pairs)[rounds // 2]
-
-    def tried(self, found: dict[str, Any], name: str, call: Callable[[], Any]) -> None:
-        """Add the result of a call, or the reason for its failure."""
-        try:
-            found[name] = call()
-            if not self.dry:
-                torch.cuda.synchronize()
-        except Exception as error:
-            found[name] = f"failed: {error!r}"[:300]
-        print(name, found[name], flush=True)
-
-    def untrained(self, **changes: Any) -> MeasuredModel:
-        """Return the model with random weights."""
-        case = Setting(device=self.device, tiny=self.dry).case(**{"graphs": False, "lanes": False, **changes})
-        return MeasuredModel(case)
-
-
-def _off(got: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference relative to the norm of the expected tensor."""
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 def facts(here: Here) -> dict[str, Any]:
@@ -133,8 +84,8 @@ def correct(here: Here) -> dict[str, Any]:
     x, y, z = (torch.randn(1, tokens, width, device=here.device).to(here.dtype) for _ in range(3))
     vectors = torch.randn(3, 1, width, device=here.device)
     weight = torch.randn(2, width, device=here.device).to(here.dtype)
-    here.tried(found, "adaln", lambda: _off(*both(lambda i: adaln_modulate(x, vectors[0], vectors[1], impl=i))))
-    here.tried(found, "gate", lambda: _off(*both(lambda i: gated_residual(x, y, vectors[2], impl=i))))
+    here.tried(found, "adaln", lambda: off(*both(lambda i: adaln_modulate(x, vectors[0], vectors[1], impl=i))))
+    here.tried(found, "gate", lambda: off(*both(lambda i: gated_residual(x, y, vectors[2], impl=i))))
     for affine in (False, True):
         given = (weight[0], weight[1]) if affine else (vectors[0], vectors[1])
 
@@ -144,13 +95,13 @@ def correct(here: Here) -> dict[str, Any]:
         def moved(impl: Impl, given: tuple[Tensor, Tensor] = given, affine: bool = affine) -> Tensor:
             return adaln_modulate(x, *given, offset=vectors[2, 0], affine=affine, impl=impl)
 
-        here.tried(found, f"sum and norm, affine {affine}", lambda summed=summed: _off(*both(summed)))
-        here.tried(found, f"norm with an offset, affine {affine}", lambda moved=moved: _off(*both(moved)))
+        here.tried(found, f"sum and norm, affine {affine}", lambda summed=summed: off(*both(summed)))
+        here.tried(found, f"norm with an offset, affine {affine}", lambda moved=moved: off(*both(moved)))
     square = torch.randn(width, width, device=here.device).to(here.dtype) / width**0.5
 
     def added() -> float:
         expected = x[0].double() + y[0].double() @ square.double().t()
-        return _off(x[0].clone().addmm_(y[0], square.t()), expected)
+        return off(x[0].clone().addmm_(y[0], square.t()), expected)
 
     here.tried(found, "sum inside a product", added)
     here.tried(found, "folded gates", lambda: folded.off(here))
@@ -161,11 +112,11 @@ def correct(here: Here) -> dict[str, Any]:
     def turned(impl: Impl) -> Any:
         return rms_norm_rope_means(x, y, z, weight[0], weight[1], tables, size=size, block=block, impl=impl)
 
-    here.tried(found, "norm and rotation, means", lambda: [_off(a, b) for a, b in zip(*both(turned), strict=True)])
+    here.tried(found, "norm and rotation, means", lambda: [off(a, b) for a, b in zip(*both(turned), strict=True)])
     q, k, v, q_mean, k_mean = turned("reference")
     ring = (torch.randn_like(k), torch.randn_like(v))
     means = torch.cat([block_means(ring[0], impl="reference"), k_mean], dim=2)
-    here.tried(found, "means", lambda: _off(*both(lambda i: block_means(ring[0], impl=i))))
+    here.tried(found, "means", lambda: off(*both(lambda i: block_means(ring[0], impl=i))))
     rows, cols = (2, 2) if here.dry else (8, 13)
     rule = BlockRule(
         rows=rows, cols=cols, temporal=size[0] // 2, remembered=size[0] // 2, window=9, budget=4 if here.dry else 2704
@@ -192,7 +143,7 @@ def correct(here: Here) -> dict[str, Any]:
 
         for name, call in (("False", attended), ("True", attended_fp8)):
             name = f"attention, fp8 {name}, {'no padding' if shapes else 'padding'}"
-            here.tried(found, name, lambda call=call: _off(*both(call)))
+            here.tried(found, name, lambda call=call: off(*both(call)))
 
     def turned_fp8(impl: Impl) -> list[Tensor]:
         given = (x, y, z, weight[0], weight[1], tables)
@@ -200,12 +151,12 @@ def correct(here: Here) -> dict[str, Any]:
         return [each.wide(torch.float32) for each in rows] + [q_mean, k_mean]
 
     name = "norm and rotation to 8 bits, means"
-    here.tried(found, name, lambda: [_off(a, b) for a, b in zip(*both(turned_fp8), strict=True)])
+    here.tried(found, name, lambda: [off(a, b) for a, b in zip(*both(turned_fp8), strict=True)])
 
     def quantised(impl: Impl) -> Tensor:
         return quantise_rows(x, impl=impl).values.float()
 
-    here.tried(found, "quantised rows", lambda: _off(*both(quantised)))
+    here.tried(found, "quantised rows", lambda: off(*both(quantised)))
     return found
 
 
@@ -307,7 +258,7 @@ def convolutions(here: Here) -> dict[str, Any]:
                 row = f"{name}, {channels} channels, {impl}"
                 # What the result's memory held before must not matter.
                 here.tried(found, f"{row}, NaN", lambda c=call, i=impl: _spread_of_nan(c, i))
-                here.tried(found, f"{row}, off", lambda c=call, i=impl: _off(c(i), c("reference")))
+                here.tried(found, f"{row}, off", lambda c=call, i=impl: off(c(i), c("reference")))
                 here.tried(found, f"{row}, ms", lambda c=call, i=impl: here.median_ms(lambda: c(i)))
     return found
 
@@ -371,105 +322,6 @@ def profile_rest(here: Here) -> dict[str, Any]:
     return found
 
 
-def _frames(made: MeasuredModel, video: TextToVideo, *, groups: int) -> list[Tensor]:
-    """Generate the first groups of a clip, and return some of their frames."""
-    height, width = (side // 8 for side in made.profile.base_size)
-    state, frames = video.init_state(height=height, width=width, context=made.context), list[Tensor]()
-    for _ in video.plan.groups[:groups]:
-        state, group = video.step(state)
-        assert group.frames_bcthw is not None, "there is a refiner"
-        frames.append(group.frames_bcthw[:, :, ::6].cpu())
-    video.settle()
-    return frames
-
-
-def graphs(here: Here) -> dict[str, Any]:
-    """Check whether frames made with graphs, concurrent streams or both are
-    bit-identical to those of plain execution."""
-    found: dict[str, Any] = {}
-    plain: list[Tensor] = []
-    ways = {"plain": (False, False), "graphs": (True, False), "lanes": (False, True), "both": (True, True)}
-    for name, (recorded, beside) in list(ways.items())[: 1 if here.dry else None]:
-        made = here.untrained(kind="generate", scale=2, graphs=recorded, lanes=beside)
-        video = made.video()
-        frames: list[Tensor] = []
-        for _clip in range(1 if here.dry else 2):
-            frames = _frames(made, video, groups=1 if here.dry else 3)
-        plain = plain or frames
-        equal = [bool(torch.equal(a, b)) for a, b in zip(frames, plain, strict=True)]
-        refused = [*video.sampler.graphs.refusals.values()]
-        found[name] = {"equal": equal, "refusals": refused}
-        if not here.dry:
-            found[name]["gb"] = torch.cuda.max_memory_reserved() / 1e9
-            torch.cuda.empty_cache()
-    return found
-
-
-def two_gpus(here: Here) -> dict[str, Any]:
-    """Check whether the frames of two GPUs are bit-identical to those of one, plain and
-    with graphs, and whether tensors may cross without the host."""
-    count = torch.cuda.device_count()
-    if count < 2:
-        return {"skipped": f"needs two GPUs, found {count}"}
-    found: dict[str, Any] = {"peer access": torch.cuda.can_device_access_peer(0, 1)}
-    plain: list[Tensor] = []
-    ways = {"one": ("cuda:0", False), "two": ("cuda:0,cuda:1", False), "two, graphs": ("cuda:0,cuda:1", True)}
-    for name, (devices, recorded) in ways.items():
-        made = here.untrained(kind="generate", scale=2, device=devices, graphs=recorded)
-        video = made.video()
-        frames = [_frames(made, video, groups=3) for _clip in range(2)][-1]
-        plain = plain or frames
-        equal = [bool(torch.equal(a, b)) for a, b in zip(frames, plain, strict=True)]
-        gb = [torch.cuda.max_memory_reserved(index) / 1e9 for index in range(2)]
-        found[name] = {"equal": equal, "refusals": [*video.sampler.graphs.refusals.values()], "gb": gb}
-        torch.cuda.empty_cache()
-    return found
-
-
-def race(here: Here) -> dict[str, Any]:
-    """Check whether two graphs replayed at once on two streams conflict in the
-    workspace of cuBLAS."""
-    if here.dry:
-        return {"skipped": "graphs are for a GPU"}
-    made: list[tuple[Any, Tensor, Tensor]] = []
-    for stream in [torch.cuda.Stream() for _ in range(2)]:
-        a, w, bias = (torch.randn(s, device=here.device).bfloat16() for s in ((256, 8960), (1536, 8960), (1536,)))
-        call = lambda a=a, w=w, bias=bias: [F.linear(a, w, bias) for _ in range(50)][-1]  # noqa: E731
-        expected = call()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            out = call()
-        made.append((graph, out, expected))
-    streams, wrong = [torch.cuda.Stream() for _ in range(2)], 0
-    for _ in range(200):
-        for stream, (graph, _, _) in zip(streams, made, strict=True):
-            with torch.cuda.stream(stream):
-                graph.replay()
-        torch.cuda.synchronize()
-        wrong += sum(not torch.equal(out, expected) for _, out, expected in made)
-    return {"wrong of 400": wrong}
-
-
-def state(here: Here) -> dict[str, Any]:
-    """Measure how long the model waits when a state is saved, and how long its copy
-    takes."""
-    from ultraflash_cli.models.frames import UpscaledFrames
-
-    made = here.untrained(scale=2)
-    upscaler = made.upscaler()
-    frames, kept = UpscaledFrames(upscaler, made.clock), upscaler.init_state()
-    found: dict[str, Any] = {}
-    for time_ in ("first", "second"):
-        begun_s = time.perf_counter()
-        content = frames.save_state(kept)
-        found[f"{time_}, the model waits, s"] = time.perf_counter() - begun_s
-        count = sum(len(piece) for piece in content.pieces())
-        found[f"{time_}, it has arrived, s"] = time.perf_counter() - begun_s
-        content.release()
-        found["gb"] = count / 1e9
-    return found
-
-
 def run(name: str, *, dry: bool) -> dict[str, Any]:
     """Run a section and return what it found."""
     here = Here(dry=dry)
@@ -483,4 +335,5 @@ def run(name: str, *, dry: bool) -> dict[str, Any]:
                 return {"skipped": "8 bits need a GPU"}
             with used_everywhere() if name.endswith("_hopper") else nullcontext():
                 return part.run(Setting(device=here.device, tiny=dry))
-        return globals()[name](here)
+        section = getattr(clips, name) if name in clips.__all__ else globals()[name]
+        return section(here)

@@ -10,7 +10,7 @@ from ultraflash_kernels.rms_norm import rms_norm
 from ultraflash_kernels.text_attention import text_attention, text_attention_fp8
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.sections import Here, Impl
+    from benchmarks.gpu.here import Here, Impl
 
 __all__ = ["compared"]
 

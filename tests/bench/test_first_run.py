@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import first_run, hopper, sections
+from benchmarks.gpu.here import Here
 from benchmarks.part import PARTS
 from tests.kernels.gluon_emulator import emulated
 from ultraflash_kernels import dispatch
@@ -89,7 +90,7 @@ def test_the_kernel_for_hopper_is_compared_repeated_and_timed(monkeypatch: pytes
         monkeypatch.setattr(hopper, name, value)
     monkeypatch.setattr(hopper, "_replayed", lambda call: call)
 
-    found = hopper.measured(sections.Here(dry=True))
+    found = hopper.measured(Here(dry=True))
     for bits, most in (("", 0.01), ("fp8, ", 0.04)):
         names = [f"{bits}{name}, off" for name in ("block lists, padding, hopper", "block lists, no padding, hopper")]
         assert all(found[name] < most for name in (*names, f"{bits}130 keys, off"))
