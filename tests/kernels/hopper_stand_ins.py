@@ -1,15 +1,19 @@
 """Stand-ins for the Triton kernels where a Hopper GPU is pretended."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.gluon_emulator import emulated
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.block_lists import BlockLists
-from ultraflash_kernels.block_sparse_attention import reference
+from ultraflash_kernels.block_sparse_attention import hopper, reference
 from ultraflash_kernels.token_order import drop_padding
 
-__all__ = ["CAN_RUN", "Calls", "by_reference"]
+__all__ = ["CAN_RUN", "Calls", "by_reference", "pretended"]
 
 CAN_RUN = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 """Whether there is a Hopper GPU."""
@@ -45,3 +49,25 @@ class Calls(list[str]):
             return launch(*given)  # pyright: ignore[reportCallIssue]
 
         return launched
+
+
+def pretended(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, launchers: Sequence[tuple[ModuleType, str, str, object]]
+) -> Iterator[Calls]:
+    """Pretend a Hopper GPU on which the kernel was measured to win in ``dtype``: it
+    runs in the emulator. ``launchers`` are replaced: module, function, the name to
+    record, what runs instead."""
+    found = Calls()
+    emulated(monkeypatch)
+    for module, name, told, launch in launchers:
+        monkeypatch.setattr(module, name, found.of(told, launch))
+    monkeypatch.setattr(dispatch, "prefers_kernels", lambda device: True)
+    monkeypatch.setattr(dispatch, "device_refusal", lambda device: None)
+    monkeypatch.setattr(hopper, "device_refusal", lambda device: None)
+    monkeypatch.setattr(hopper, "HOPPER_WINS", {("block lists", dtype), ("dense", dtype)})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(hopper, "CHECKED_SIZE", (3, 10, 12))
+    monkeypatch.setattr(hopper, "CHECKED_TOKENS", 180)
+    hopper.fault.cache_clear()
+    yield found
+    hopper.fault.cache_clear()

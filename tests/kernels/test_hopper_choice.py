@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels.gluon_emulator import emulated
-from tests.kernels.hopper_stand_ins import CAN_RUN, Calls, by_reference
-from ultraflash_kernels import dispatch
+from tests.kernels.hopper_stand_ins import CAN_RUN, Calls, by_reference, pretended
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import (
     block_list_attention,
@@ -33,25 +31,12 @@ MEASURED = hopper.HOPPER_WINS
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     """A pretended Hopper GPU on which the kernel was measured to win; it runs in the
     emulator, and the reference stands for the Triton kernel."""
-    found = Calls()
-    emulated(monkeypatch)
     launchers: list[tuple[ModuleType, str, str, object]] = [
         (kernel, "forward", "triton", by_reference),
         (kernel_hopper, "forward", "hopper", kernel_hopper.forward),
         (kernel_hopper, "dense", "hopper", kernel_hopper.dense),
     ]
-    for module, name, told, launch in launchers:
-        monkeypatch.setattr(module, name, found.of(told, launch))
-    monkeypatch.setattr(dispatch, "prefers_kernels", lambda device: True)
-    monkeypatch.setattr(dispatch, "device_refusal", lambda device: None)
-    monkeypatch.setattr(hopper, "device_refusal", lambda device: None)
-    monkeypatch.setattr(hopper, "HOPPER_WINS", {("block lists", HALF), ("dense", HALF)})
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(hopper, "CHECKED_SIZE", (3, 10, 12))
-    monkeypatch.setattr(hopper, "CHECKED_TOKENS", 180)
-    hopper.fault.cache_clear()
-    yield found
-    hopper.fault.cache_clear()
+    yield from pretended(monkeypatch, HALF, launchers)
 
 
 class Group:

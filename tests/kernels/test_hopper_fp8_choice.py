@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels.gluon_emulator import emulated
-from tests.kernels.hopper_stand_ins import CAN_RUN, Calls, by_reference
+from tests.kernels.hopper_stand_ins import CAN_RUN, Calls, by_reference, pretended
 from ultraflash_cli.engine.cache import KvRing, WindowRing
-from ultraflash_kernels import dispatch
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import (
     block_list_attention_fp8,
@@ -58,26 +56,13 @@ def dense_by_reference(q: Fp8Rows, k: Fp8Rows, v: Fp8Rows, dtype: torch.dtype) -
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     """A pretended Hopper GPU on which the kernel was measured to win; it runs in the
     emulator, and the reference stands for the Triton kernels."""
-    found = Calls()
-    emulated(monkeypatch)
     launchers: list[tuple[ModuleType, str, str, object]] = [
         (kernel_fp8, "forward", "triton", lists_by_reference),
         (kernel_fp8_dense, "forward", "triton", dense_by_reference),
         (kernel_hopper_fp8, "forward", "hopper", kernel_hopper_fp8.forward),
         (kernel_hopper_fp8, "dense", "hopper", kernel_hopper_fp8.dense),
     ]
-    for module, name, told, launch in launchers:
-        monkeypatch.setattr(module, name, found.of(told, launch))
-    monkeypatch.setattr(dispatch, "prefers_kernels", lambda device: True)
-    monkeypatch.setattr(dispatch, "device_refusal", lambda device: None)
-    monkeypatch.setattr(hopper, "device_refusal", lambda device: None)
-    monkeypatch.setattr(hopper, "HOPPER_WINS", {("block lists", E4M3), ("dense", E4M3)})
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(hopper, "CHECKED_SIZE", (3, 10, 12))
-    monkeypatch.setattr(hopper, "CHECKED_TOKENS", 180)
-    hopper.fault.cache_clear()
-    yield found
-    hopper.fault.cache_clear()
+    yield from pretended(monkeypatch, E4M3, launchers)
 
 
 def drawn(*shape: int, seed: int = 0) -> Fp8Rows:
